@@ -1,0 +1,117 @@
+//! The replicated commands: the only way the catalog changes.
+//!
+//! A command carries everything its application needs, time and ids included, because applying has no clock and no
+//! randomness. `feature_level` names the lowest level that understands the command; a server refuses to propose above the
+//! cluster's level and halts on a committed command that it does not understand.
+
+use crate::alloc::AllocUpdate;
+use crate::eval::{Evaluation, Plan};
+use crate::ids::{Epoch, JobId, NodeId, ServerId};
+use crate::job::Job;
+use crate::node::{Node, NodeStatus};
+use crate::time::Timestamp;
+use ipnet::IpNet;
+use std::net::SocketAddr;
+
+/// A command with the proposer's wall-clock time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Envelope {
+    pub proposed_at: Timestamp,
+    pub feature_level: u32,
+    pub command: Command,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// The first command of a cluster: its authority and its address ranges.
+    Bootstrap {
+        authority: Authority,
+        alloc_range: IpNet,
+        vip_range: IpNet,
+    },
+    UpsertServer(ServerRecord),
+    RemoveServer {
+        id: ServerId,
+    },
+    CreateToken(JoinToken),
+    /// Spends one use of a token for the named node or server; refused when it is unknown, spent, expired or of another role.
+    UseToken {
+        digest: [u8; 32],
+        role: Role,
+        name: String,
+    },
+    /// A session opened: adds or renews the node, with a fresh epoch. Refused for a name that another live node holds and
+    /// for an epoch that is not newer.
+    RegisterNode(Box<Node>),
+    SetNodeStatus {
+        node_id: NodeId,
+        epoch: Epoch,
+        status: NodeStatus,
+        evals: Vec<Evaluation>,
+    },
+    RegisterJob {
+        job: Box<Job>,
+        eval: Evaluation,
+    },
+    /// Marks the job stopped; `purge` forgets it once nothing of it runs.
+    DeregisterJob {
+        job_id: JobId,
+        purge: bool,
+        eval: Evaluation,
+    },
+    /// Places, stops and completes or blocks the evaluation. Placements that no longer fit are left out and reported.
+    ApplyPlan {
+        plan: Box<Plan>,
+        follow_up: Option<Evaluation>,
+    },
+    /// Refused when the epoch is not the node's newest; updates of allocations of other nodes are left out.
+    UpdateAllocs {
+        node_id: NodeId,
+        epoch: Epoch,
+        updates: Vec<AllocUpdate>,
+        evals: Vec<Evaluation>,
+    },
+    UpsertEvals(Vec<Evaluation>),
+    SetFeatureLevel {
+        level: u32,
+    },
+}
+
+/// The cluster's certificate authority. The key is sealed under the servers' seal key and never leaves Raft in the clear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authority {
+    pub certificate_der: Vec<u8>,
+    pub sealed_key: Vec<u8>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerRecord {
+    pub id: ServerId,
+    pub name: String,
+    /// Where its gRPC listens, as other machines reach it.
+    pub rpc_address: SocketAddr,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    Server,
+    Agent,
+}
+
+/// Only the digest of a token's secret is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JoinToken {
+    pub digest: [u8; 32],
+    pub role: Role,
+    pub uses_left: u32,
+    pub expires_at: Timestamp,
+}
+
+impl Role {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Server => "server",
+            Role::Agent => "agent",
+        }
+    }
+}

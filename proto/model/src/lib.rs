@@ -1,0 +1,36 @@
+//! The nouns of the platform: typed ids, jobs, nodes, allocations, evaluations, plans, services and replicated commands.
+//!
+//! Plain values only. No serialisation format, runtime or kernel interface is known here: `wire` owns the formats, and
+//! every crate may point to this one. Times are values handed in by whoever observed them.
+
+pub mod alloc;
+pub mod command;
+pub mod eval;
+pub mod ids;
+pub mod job;
+pub mod node;
+pub mod routing;
+pub mod service;
+pub mod time;
+
+pub use alloc::{
+    AllocUpdate, AllocatedPort, Allocation, CheckState, ClientStatus, DesiredStatus, Health, TaskEvent, TaskPhase,
+    TaskState,
+};
+pub use command::{Authority, Command, Envelope, JoinToken, Role, ServerRecord};
+pub use eval::{EvalStatus, EvalTrigger, Evaluation, PlacementFailure, Plan, PlannedStop};
+pub use ids::{AllocId, Epoch, EvalId, Generation, Index, JobId, NodeId, ServerId};
+pub use job::{
+    Constraint, ExecConfig, Job, JobKind, LogConfig, Network, NetworkMode, Operator, PortRequest, Resources,
+    RestartMode, RestartPolicy, Task, TaskDriver, TaskGroup,
+};
+pub use node::{DriverStatus, Eligibility, Node, NodeResources, NodeStatus};
+pub use routing::{RoutedNode, RoutedService, RoutingSnapshot};
+pub use service::{Check, CheckKind, Instance, InstanceNetwork, Service};
+pub use time::Timestamp;
+
+/// The newest set of replicated commands this build understands; see [`command`].
+pub const FEATURE_LEVEL: u32 = 1;
+
+/// The version that hello messages and `Node.Version` carry.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
