@@ -1,1 +1,6 @@
+//! Compiles what the servers push (nodes, services, instances) into what the kernel maps of this node must hold.
+//!
+//! Pure: values in, values out. The agent feeds it events and writes what it returns.
 
+pub mod maglev;
+pub mod tags;
