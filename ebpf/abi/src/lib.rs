@@ -1,1 +1,282 @@
+//! What user space and the kernel programs share: keys, values, map names, sizes and reasons.
+//!
+//! Both sides compile this one definition, so a map written by the agent is read by the programs field by field as it
+//! was meant. Addresses and ports that come from packets stay in network order and say so in their type.
+//!
+//! ```text
+//! vips[dialled] -> frontend, ring ──> ring_heads[ring] = one word ──> ring_slots[base + hash % size] ──> backends[id]
+//!                                                                                                     └> nodes[node]
+//! ```
+#![no_std]
 
+mod order;
+mod reason;
+mod ring;
+#[cfg(test)]
+mod tests;
+
+pub use order::{Be16, Be32};
+pub use reason::{Kind, Reason};
+pub use ring::{RingHead, SLAB_SIZES, slab_class_for, slab_size};
+
+/// IP protocol numbers as they stand in keys.
+pub const PROTO_TCP: u8 = 6;
+
+/// [`Backend::flags`]: the backend's node is this one.
+pub const BACKEND_LOCAL: u8 = 1;
+/// [`Backend::flags`]: the backend listens in the node's own network namespace.
+pub const BACKEND_HOST: u8 = 2;
+/// [`Backend::flags`]: keeps its flows, gets no new ones (it is in no ring any more).
+pub const BACKEND_DRAINING: u8 = 4;
+/// [`Backend::flags`]: gone; a packet of an old flow is dropped and counted instead of forwarded.
+pub const BACKEND_DOWN: u8 = 8;
+
+/// [`VipValue::flags`]: the address belongs to the node's uplink, so other ports of it are the node's own.
+pub const VIP_EDGE: u16 = 1;
+
+/// [`Uplink::flags`]: the fields are valid; until it is set every program lets all packets pass.
+pub const UPLINK_READY: u32 = 1;
+
+/// The node index that means "this node".
+pub const NODE_SELF: u32 = 0;
+/// The backend id that no backend has.
+pub const BACKEND_NONE: u32 = 0;
+
+/// Nodes own alloc addresses in blocks of this prefix length.
+pub const BLOCK_PREFIX_LEN: u32 = 26;
+
+/// The first address of the block that `address` lies in: the key of [`maps::BLOCKS`].
+#[inline(always)]
+pub const fn block_of(address: Be32) -> Be32 {
+    Be32::new(address.get() & (u32::MAX << (32 - BLOCK_PREFIX_LEN)))
+}
+
+/// [`Flow::state`]: a FIN went from the client to the backend.
+pub const FLOW_FIN_FORWARD: u8 = 1;
+/// [`Flow::state`]: a FIN went from the backend to the client.
+pub const FLOW_FIN_REPLY: u8 = 2;
+/// [`Flow::state`]: a RST went either way; the key may be taken over at once.
+pub const FLOW_RST: u8 = 4;
+
+macro_rules! shared {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty),+ $(,)? })+) => {
+        $(
+            $(#[$doc])*
+            #[repr(C)]
+            #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+            pub struct $name { $($(#[$field_doc])* pub $field: $type),+ }
+
+            // Padding would hold whatever was on the stack: keys would not match and the verifier refuses it.
+            const _: () = assert!(size_of::<$name>() == 0 $(+ size_of::<$type>())+);
+
+            // SAFETY: repr(C), every field is Pod, and there is no padding (asserted above).
+            #[cfg(feature = "user")]
+            #[expect(unsafe_code, reason = "aya::Pod is an unsafe trait")]
+            unsafe impl aya::Pod for $name {}
+        )+
+
+        const TYPES: &str = concat!($(stringify!($name), "{", $(stringify!($field), ":", stringify!($type), ";",)+ "}",)+);
+    };
+}
+
+shared! {
+    /// A dialled address and port: key of [`maps::VIPS`].
+    VipKey { addr: Be32, port: Be16, proto: u8, pad: u8 }
+
+    /// What is behind a dialled address.
+    VipValue {
+        /// Unique per [`VipKey`] while the key exists: stands for it in the entry's flow cache.
+        frontend: u16,
+        flags: u16,
+        /// Index into [`maps::RING_HEADS`].
+        ring: u32,
+    }
+
+    /// One instance, at its id in [`maps::BACKENDS`].
+    Backend {
+        addr: Be32,
+        port: Be16,
+        proto: u8,
+        flags: u8,
+        /// Index into [`maps::NODES`]; [`NODE_SELF`] when the instance is here.
+        node: u32,
+        /// The agent's index of the service, for counters per service. Programs do not read it.
+        service: u32,
+    }
+
+    /// A peer, at its index in [`maps::NODES`].
+    Node {
+        /// The address tunnels go to. Zero: there is no such node.
+        addr: Be32,
+        /// The MAC of the next hop towards it. All zero: not resolved yet.
+        dmac: [u8; 6],
+        flags: u16,
+    }
+
+    /// A local allocation, by its address in [`maps::ENDPOINTS`].
+    Endpoint {
+        /// Of the host side of its veth.
+        ifindex: u32,
+        /// Of the side inside the allocation.
+        mac: [u8; 6],
+        /// Of the host side.
+        host_mac: [u8; 6],
+    }
+
+    /// What the programs must know about this node: the only entry of [`maps::UPLINK`].
+    Uplink {
+        /// Source of tunnels.
+        addr: Be32,
+        /// The node's own address inside the mesh.
+        mesh: Be32,
+        ifindex: u32,
+        flags: u32,
+        mac: [u8; 6],
+        /// Largest IP packet the uplink takes.
+        mtu: u16,
+    }
+
+    /// One remembered choice at the entry.
+    Way {
+        /// Client address, client port, frontend: [`Way::key_of`]. Zero: free.
+        key: u64,
+        backend: u32,
+        /// Low half of jiffies at the last packet.
+        seen: u32,
+    }
+
+    /// One cache line of the entry's flow cache.
+    Bucket { ways: [Way; 4] }
+
+    /// A connection as the backend sees it: key of [`maps::FLOWS`].
+    FlowKey { client: Be32, backend: Be32, client_port: Be16, backend_port: Be16, proto: u8, pad: [u8; 3] }
+
+    /// How replies of a connection find back.
+    Flow {
+        dialled: Be32,
+        /// The node that the client's packets came in by; zero when that is this one.
+        entry: Be32,
+        dialled_port: Be16,
+        /// What the client used; differs from the key's port when that one was taken (see [`AliasKey`]).
+        original_port: Be16,
+        /// Low half of jiffies at the last packet.
+        seen: u32,
+        state: u8,
+        pad: [u8; 3],
+    }
+
+    /// A connection as the client sees it, for those whose source port had to be replaced: key of [`maps::ALIASES`].
+    AliasKey {
+        client: Be32,
+        dialled: Be32,
+        backend: Be32,
+        client_port: Be16,
+        dialled_port: Be16,
+        backend_port: Be16,
+        proto: u8,
+        pad: u8,
+    }
+
+    /// The source port the backend sees instead.
+    Alias { port: Be16, pad: u16 }
+
+    /// Traffic towards one backend, at its id in [`maps::BACKEND_COUNTERS`], per CPU.
+    BackendCounters { packets: u64, bytes: u64, flows: u64 }
+
+    /// Ring buffer event: a next hop has no link-layer address yet.
+    Unresolved { addr: Be32 }
+}
+
+impl Way {
+    /// The exact key of a client's connection to a frontend. Never zero: port 0 is no source port of TCP.
+    #[inline(always)]
+    pub const fn key_of(client: Be32, client_port: Be16, frontend: u16) -> u64 {
+        (client.get() as u64) << 32 | (client_port.get() as u64) << 16 | frontend as u64
+    }
+}
+
+/// Names and sizes of the maps. A name is also its pin's file name.
+pub mod maps {
+    macro_rules! maps {
+        ($($(#[$doc:meta])* $konst:ident $name:literal $kind:ident<$($type:tt),*> $size:ident = $max:expr;)+) => {
+            $(
+                $(#[$doc])*
+                pub const $konst: &str = $name;
+                #[doc = concat!("Entries of `", $name, "`.")]
+                pub const $size: u32 = $max;
+            )+
+            /// Every map that is pinned.
+            pub const NAMES: &[&str] = &[$($name),+];
+            pub(crate) const DEFINITIONS: &str =
+                concat!($($name, "=", stringify!($kind), "<", $(stringify!($type), ",",)* ">", stringify!($max), ";",)+);
+        };
+    }
+
+    maps! {
+        /// `VipKey -> VipValue`.
+        VIPS "vips" Hash<VipKey, VipValue> VIPS_MAX = 16_384;
+        /// `ring -> RingHead`, mmapable.
+        RING_HEADS "ring_heads" Array<u64> RING_HEADS_MAX = 16_384;
+        /// Slabs of backend ids, mmapable.
+        RING_SLOTS "ring_slots" Array<u32> RING_SLOTS_MAX = 4_194_304;
+        /// `id -> Backend`.
+        BACKENDS "backends" Array<Backend> BACKENDS_MAX = 65_536;
+        /// `node index -> Node`.
+        NODES "nodes" Array<Node> NODES_MAX = 8_192;
+        /// `node address -> node index`.
+        NODE_BY_ADDR "node_by_addr" Hash<Be32, u32> NODE_BY_ADDR_MAX = 8_192;
+        /// `block -> node index`, this node's own blocks included (as `NODE_SELF`).
+        BLOCKS "blocks" Hash<Be32, u32> BLOCKS_MAX = 65_536;
+        /// `alloc address -> Endpoint`.
+        ENDPOINTS "endpoints" Hash<Be32, Endpoint> ENDPOINTS_MAX = 4_096;
+        /// `0 -> Uplink`.
+        UPLINK "uplink" Array<Uplink> UPLINK_MAX = 1;
+        /// The entry's flow cache: one slice of `ENTRY_BUCKETS` buckets for each CPU.
+        ENTRY_FLOWS "entry_flows" Array<Bucket> ENTRY_BUCKETS = 65_536;
+        /// `FlowKey -> Flow`.
+        FLOWS "flows" LruHash<FlowKey, Flow> FLOWS_MAX = 262_144;
+        /// `AliasKey -> Alias`.
+        ALIASES "aliases" LruHash<AliasKey, Alias> ALIASES_MAX = 16_384;
+        /// `id -> BackendCounters`.
+        BACKEND_COUNTERS "backend_counters" PerCpuArray<BackendCounters> BACKEND_COUNTERS_MAX = 65_536;
+        /// `Reason -> u64`.
+        REASONS "reasons" PerCpuArray<u64> REASONS_MAX = 64;
+        /// `netns cookie -> 1`: the namespaces whose sockets are translated.
+        SCOPE "scope" Hash<u64, u32> SCOPE_MAX = 4_096;
+        /// Ring buffer of `Unresolved`, in bytes.
+        UNRESOLVED "unresolved" RingBuf<Unresolved> UNRESOLVED_BYTES = 65_536;
+    }
+}
+
+/// Names of the programs in the object.
+pub mod programs {
+    /// XDP at the uplink.
+    pub const XDP_UPLINK: &str = "xdp_uplink";
+    /// TC ingress at the host side of an allocation's veth.
+    pub const TC_VETH: &str = "tc_veth";
+    /// cgroup `connect4`.
+    pub const CONNECT4: &str = "connect4";
+    /// XDP that passes everything: a veth peer needs one before frames may be sent into it.
+    pub const XDP_PASS: &str = "xdp_pass";
+}
+
+/// Everything whose change makes pinned maps unreadable for a new program, as text.
+pub const LAYOUT: &[&str] = &[TYPES, maps::DEFINITIONS, ring::SIZES_TEXT, "semantics=1"];
+
+/// FNV-1a over [`LAYOUT`]: names the directory that maps of this layout are pinned in.
+pub const LAYOUT_HASH: u64 = fnv(LAYOUT);
+
+const fn fnv(parts: &[&str]) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut part = 0;
+    while part < parts.len() {
+        let bytes = parts[part].as_bytes();
+        let mut i = 0;
+        while i < bytes.len() {
+            hash = (hash ^ bytes[i] as u64).wrapping_mul(0x0000_0100_0000_01b3);
+            i += 1;
+        }
+        part += 1;
+    }
+    hash
+}

@@ -1,0 +1,77 @@
+use super::*;
+
+#[test]
+fn network_order_is_kept_in_memory() {
+    assert_eq!(Be16::new(0x1f90).to_bytes(), [0x1f, 0x90]);
+    assert_eq!(Be32::from(core::net::Ipv4Addr::new(10, 43, 0, 1)).to_bytes(), [10, 43, 0, 1]);
+    assert_eq!(Be32::from_bytes([10, 43, 0, 1]).get(), 0x0a2b_0001);
+}
+
+#[test]
+fn sizes_are_what_the_cost_table_was_measured_with() {
+    assert_eq!(size_of::<VipKey>(), 8);
+    assert_eq!(size_of::<VipValue>(), 8);
+    assert_eq!(size_of::<Backend>(), 16);
+    assert_eq!(size_of::<Bucket>(), 64);
+    assert_eq!(size_of::<FlowKey>(), 16);
+}
+
+#[test]
+fn ring_head_keeps_its_three_parts() {
+    let head = RingHead::new(0xdead_beef, 3, 0x01ff_ffff);
+    assert_eq!((head.base(), head.class(), head.generation()), (0xdead_beef, 3, 0x00ff_ffff));
+    assert_eq!(RingHead::from_word(head.word()), head);
+}
+
+#[test]
+fn slots_stay_inside_their_slab() {
+    for class in 1..SLAB_SIZES.len() as u8 {
+        let head = RingHead::new(1000, class, 1);
+        assert_eq!(head.slot(0), 1000);
+        assert_eq!(head.slot(u32::MAX), 1000 + SLAB_SIZES[class as usize] - 1);
+    }
+    assert_eq!(RingHead::EMPTY.size(), 0);
+    assert_eq!(slab_size(SLAB_SIZES.len() as u8), 0);
+}
+
+#[test]
+fn slab_classes_grow_with_backends() {
+    let cases = [(0, 0), (1, 1), (5, 1), (6, 2), (20, 2), (21, 3), (81, 3), (82, 4), (327, 4), (328, 5), (65_000, 5)];
+    for (backends, class) in cases {
+        assert_eq!(slab_class_for(backends), class, "{backends} backends");
+    }
+}
+
+#[test]
+fn blocks_are_cut_at_26_bits() {
+    assert_eq!(block_of(Be32::from_bytes([10, 64, 0, 127])), Be32::from_bytes([10, 64, 0, 64]));
+}
+
+#[test]
+fn reasons_fit_their_map_and_have_their_own_names() {
+    for (i, reason) in Reason::ALL.iter().enumerate() {
+        assert_eq!(*reason as usize, i);
+        assert!((i as u32) < maps::REASONS_MAX);
+        assert!(Reason::ALL[..i].iter().all(|other| other.name() != reason.name()));
+    }
+}
+
+#[test]
+fn layout_hash_covers_every_map_and_type() {
+    for name in maps::NAMES {
+        assert!(LAYOUT.iter().any(|part| part.contains(name)));
+    }
+    assert!(LAYOUT[0].contains("VipKey{addr:Be32;port:Be16;"));
+    assert_ne!(fnv(LAYOUT), fnv(&LAYOUT[1..]));
+}
+
+#[test]
+fn slab_size_and_its_text_agree() {
+    let mut rest = ring::SIZES_TEXT.trim_start_matches("slabs=");
+    for (class, size) in SLAB_SIZES.iter().enumerate() {
+        assert_eq!(slab_size(class as u8), *size);
+        let (head, tail) = rest.split_once(',').unwrap_or((rest, ""));
+        assert_eq!(head.parse(), Ok(*size));
+        rest = tail;
+    }
+}
