@@ -4,13 +4,6 @@
 //! backend. So a ring depends on nothing but the backends' keys and weights: the input's order, the local node and the
 //! previous ring have no part in it.
 
-/// Ring lengths, by size class: primes, so that every skip visits every slot. The first serves rings of one backend.
-pub const SIZES: [u32; 5] = [1, 1_021, 4_093, 16_381, 65_537];
-
-/// Slots a backend should have at least: fewer make shares uneven and moves frequent (measured with 100 backends: 1.4 %
-/// needless moves at 16,381 slots, 0.55 % at 65,537).
-const SLOTS_PER_BACKEND: u64 = 400;
-
 /// A backend as the ring sees it. The key is what all nodes agree on (address and port), never a local number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Member {
@@ -18,25 +11,18 @@ pub struct Member {
     pub weight: u16,
 }
 
-/// The size class for a number of backends: an index into [`SIZES`].
-pub fn size_class(backends: usize) -> u8 {
-    if backends <= 1 {
-        return 0;
-    }
-    let wanted = (backends as u64).saturating_mul(SLOTS_PER_BACKEND);
-    let class = SIZES.iter().skip(1).position(|size| u64::from(*size) >= wanted);
-    class.map_or(SIZES.len() - 1, |found| found + 1) as u8
-}
-
-/// Fills a ring of the class's size: every slot holds an index into `members`. Empty when no member has weight.
+/// Fills a ring of `size` slots, a prime: every slot holds an index into `members`. Empty when no member has weight or
+/// the size is 0.
 ///
 /// The members take turns in the order of their keys; at its turn each takes the next free slot of its own permutation. A
 /// member of less than the largest weight sits out turns in proportion.
-pub fn ring(members: &[Member], class: u8) -> Vec<u32> {
-    let size = SIZES[usize::from(class).min(SIZES.len() - 1)] as usize;
-    let mut walkers = walkers(members, size as u64);
+pub fn ring(members: &[Member], size: u32) -> Vec<u32> {
+    if size == 0 {
+        return Vec::new();
+    }
+    let mut walkers = walkers(members, u64::from(size));
     let Some(weight_max) = walkers.iter().map(|walker| walker.weight).max() else { return Vec::new() };
-    let mut slots = vec![FREE; size];
+    let mut slots = vec![FREE; size as usize];
     let mut left = size;
     while left > 0 {
         for walker in &mut walkers {
@@ -74,7 +60,7 @@ fn walkers(members: &[Member], size: u64) -> Vec<Walker> {
 
 impl Walker {
     fn new(member: &Member, index: u32, size: u64) -> Self {
-        let skip = if size > 1 { mix(member.key ^ SKIP_SEED) % (size - 1) + 1 } else { 1 };
+        let skip = mix(member.key ^ SKIP_SEED) % (size - 1).max(1) + 1;
         let position = mix(member.key ^ OFFSET_SEED) % size;
         Self { member: index, key: member.key, weight: u64::from(member.weight), credit: 0, position, skip }
     }
@@ -141,11 +127,11 @@ mod tests {
     }
 
     /// Of the slots that did not belong to the removed member, the share that changed hands.
-    fn needless_moves(members: &[Member], removed: usize, class: u8) -> f64 {
-        let before = ring(members, class);
+    fn needless_moves(members: &[Member], removed: usize, size: u32) -> f64 {
+        let before = ring(members, size);
         let mut rest = members.to_vec();
         rest.remove(removed);
-        let after = ring(&rest, class);
+        let after = ring(&rest, size);
         let moved = before.iter().zip(&after).filter(|(old, new)| {
             let old = **old as usize;
             old != removed && members[old].key != rest[**new as usize].key
@@ -154,35 +140,20 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_primes_and_grow() {
-        let is_prime = |n: u32| n > 1 && (2..n).take_while(|d| d * d <= n).all(|d| n % d != 0);
-        assert!(SIZES[1..].iter().all(|size| is_prime(*size)));
-        assert!(SIZES.is_sorted());
-    }
-
-    #[test]
-    fn size_grows_with_the_number_of_backends_up_to_the_largest() {
-        let sizes = [0, 1, 2, 3, 10, 11, 40, 41, 100_000].map(|n| SIZES[usize::from(size_class(n))]);
-        assert_eq!(sizes, [1, 1, 1_021, 4_093, 4_093, 16_381, 16_381, 65_537, 65_537]);
-    }
-
-    #[test]
     fn no_backends_or_no_weights_make_an_empty_ring() {
-        assert!(ring(&[], 1).is_empty());
-        assert!(ring(&[Member { key: 1, weight: 0 }, Member { key: 2, weight: 0 }], 2).is_empty());
+        assert!(ring(&[], 251).is_empty());
+        assert!(ring(&[Member { key: 1, weight: 0 }, Member { key: 2, weight: 0 }], 1_021).is_empty());
     }
 
     #[test]
     fn one_backend_owns_every_slot() {
-        assert_eq!(ring(&members(1), 0), [0]);
-        assert!(ring(&members(1), 1).iter().all(|slot| *slot == 0));
+        assert!(ring(&members(1), 251).iter().all(|slot| *slot == 0));
     }
 
     #[test]
     fn equal_weights_get_equal_shares() {
         for count in [2, 3, 10, 40, 100, 500] {
-            let class = size_class(count as usize);
-            let ring = ring(&members(count), class);
+            let ring = ring(&members(count), abi::slab_size(abi::slab_class_for(count)));
             let mean = ring.len() as f64 / f64::from(count);
             for owned in counts(&ring, count as usize) {
                 assert!((owned as f64 / mean - 1.0).abs() < 0.05 + 1.0 / mean, "{owned} of a mean of {mean} ({count})");
@@ -194,16 +165,13 @@ mod tests {
     /// 1.37 % for M = 16,381. One removal alone varies: up to 0.78 % at N = 10, M = 16,381.
     #[test]
     fn removing_one_backend_moves_few_other_slots() {
-        for (class, count, bound) in [(4, 10, 0.004), (4, 100, 0.006), (3, 100, 0.015), (3, 10, 0.008)] {
+        for (size, count, bound) in
+            [(65_537, 10, 0.004), (65_537, 100, 0.006), (16_381, 100, 0.015), (16_381, 10, 0.008)]
+        {
             let members = members(count);
-            let moves: f64 = (0..10).map(|i| needless_moves(&members, i * count as usize / 10, class)).sum();
-            assert!(moves / 10.0 < bound, "N = {count}, M = {}: {}", SIZES[class as usize], moves / 10.0);
+            let moves: f64 = (0..10).map(|i| needless_moves(&members, i * count as usize / 10, size)).sum();
+            assert!(moves / 10.0 < bound, "N = {count}, M = {size}: {}", moves / 10.0);
         }
-    }
-
-    #[test]
-    fn a_damaged_class_still_gives_a_full_ring() {
-        assert_eq!(ring(&members(2), 250).len(), 65_537);
     }
 
     fn arbitrary_members() -> impl Strategy<Value = Vec<Member>> {
@@ -219,7 +187,7 @@ mod tests {
             if !turned.is_empty() {
                 turned.rotate_left(turn % members.len());
             }
-            let by_key = |list: &[Member]| ring(list, 1).iter().map(|slot| list[*slot as usize]).collect::<Vec<_>>();
+            let by_key = |list: &[Member]| ring(list, 251).iter().map(|slot| list[*slot as usize]).collect::<Vec<_>>();
             prop_assert_eq!(by_key(&members), by_key(&turned));
         }
 
@@ -230,7 +198,7 @@ mod tests {
                 .zip(0_u64..)
                 .map(|(weight, i)| Member { key: member_key(&i.to_le_bytes()), weight: *weight })
                 .collect();
-            let ring = ring(&members, 3);
+            let ring = ring(&members, 16_381);
             let total: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
             for (owned, weight) in counts(&ring, members.len()).into_iter().zip(&weights) {
                 let fair = ring.len() as f64 * f64::from(*weight) / total;
@@ -241,7 +209,7 @@ mod tests {
 
         #[test]
         fn members_without_weight_get_nothing_and_no_slot_stays_free(members in arbitrary_members()) {
-            let ring = ring(&members, 1);
+            let ring = ring(&members, 251);
             prop_assert_eq!(ring.is_empty(), members.iter().all(|member| member.weight == 0));
             for slot in ring {
                 prop_assert!(members[slot as usize].weight > 0);
