@@ -2,6 +2,7 @@
 
 use crate::ids::{AllocId, EvalId, Index, JobId, NodeId};
 use crate::job::{Job, TaskGroup};
+use crate::service::{Check, Service};
 use crate::time::Timestamp;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -145,7 +146,16 @@ impl Allocation {
     pub fn is_healthy(&self) -> bool {
         self.client == ClientStatus::Running
             && self.desired == DesiredStatus::Run
-            && self.checks.values().all(|check| check.health != Health::Critical)
+            && self.task_group().is_some_and(|group| {
+                group.all_services().all(|service| self.service_health(service) != Health::Critical)
+            })
+    }
+
+    /// The worst of the service's checks: critical while one has not reported, passing when it has none.
+    pub fn service_health(&self, service: &Service) -> Health {
+        let reported =
+            |check: &Check| self.checks.get(&check.id(&service.name)).map_or(Health::Critical, |state| state.health);
+        service.checks.iter().map(reported).max().unwrap_or(Health::Passing)
     }
 }
 

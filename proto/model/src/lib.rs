@@ -4,11 +4,14 @@
 //! every crate may point to this one. Times are values handed in by whoever observed them.
 
 pub mod alloc;
+pub mod capacity;
 pub mod command;
 pub mod eval;
 pub mod ids;
+pub mod image;
 pub mod job;
 pub mod node;
+pub mod outcome;
 pub mod routing;
 pub mod service;
 pub mod time;
@@ -20,11 +23,13 @@ pub use alloc::{
 pub use command::{Authority, Command, Envelope, JoinToken, Role, ServerRecord};
 pub use eval::{EvalStatus, EvalTrigger, Evaluation, PlacementFailure, Plan, PlannedStop};
 pub use ids::{AllocId, Epoch, EvalId, Generation, Index, JobId, NodeId, ServerId};
+pub use image::{CatalogImage, Founding, JobRecord, Table};
 pub use job::{
     Constraint, ExecConfig, Job, JobKind, LogConfig, Network, NetworkMode, Operator, PortRequest, Resources,
     RestartMode, RestartPolicy, Task, TaskDriver, TaskGroup,
 };
 pub use node::{DriverStatus, Eligibility, Node, NodeResources, NodeStatus};
+pub use outcome::{Applied, Refusal};
 pub use routing::{RoutedNode, RoutedService, RoutingSnapshot};
 pub use service::{Check, CheckKind, Instance, InstanceNetwork, Service};
 pub use time::Timestamp;

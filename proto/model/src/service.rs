@@ -71,6 +71,13 @@ pub enum InstanceNetwork {
     Host,
 }
 
+impl Check {
+    /// The key of its state in an allocation's checks: `<service>/<check name>`.
+    pub fn id(&self, service: &str) -> String {
+        format!("{service}/{}", self.name)
+    }
+}
+
 impl Instance {
     /// Whether new flows may go to it.
     pub fn is_active(&self) -> bool {

@@ -1,0 +1,104 @@
+//! Whether an allocation fits a node: the one check that the scheduler makes when it plans and the catalog when it applies.
+
+use crate::alloc::Allocation;
+use crate::job::TaskGroup;
+use crate::node::{Node, NodeResources};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::RangeInclusive;
+
+/// The node ports that the scheduler chooses dynamic ports from.
+pub const DYNAMIC_PORTS: RangeInclusive<u16> = 20_000..=32_000;
+
+/// What allocations take from a node.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Usage {
+    pub resources: NodeResources,
+    /// Node ports in use.
+    pub ports: BTreeSet<u16>,
+}
+
+/// A dimension in which a node has no room left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Exhausted {
+    Cpu,
+    Memory,
+    Disk,
+    Port(u16),
+    DynamicPorts,
+}
+
+impl Usage {
+    /// What the live ones among `allocs` hold: an allocation that is to stop holds its share until it has ended.
+    pub fn of<'a>(allocs: impl IntoIterator<Item = &'a Allocation>) -> Self {
+        let mut usage = Usage::default();
+        allocs.into_iter().filter(|alloc| alloc.is_live()).for_each(|alloc| usage.add(alloc));
+        usage
+    }
+
+    pub fn add(&mut self, alloc: &Allocation) {
+        self.resources = self.resources.plus(demand_of(alloc));
+        self.ports.extend(alloc.ports.iter().map(|port| port.host_port));
+    }
+
+    /// Every dimension in which `demand` and `ports` do not fit beside this usage; empty when they fit.
+    pub fn misfits(&self, node: &Node, demand: NodeResources, ports: &[u16]) -> Vec<Exhausted> {
+        let total = self.resources.plus(demand);
+        let over = [
+            (total.cpu_mhz > node.resources.cpu_mhz, Exhausted::Cpu),
+            (total.memory_mb > node.resources.memory_mb, Exhausted::Memory),
+            (total.disk_mb > node.resources.disk_mb, Exhausted::Disk),
+        ];
+        let resources = over.into_iter().filter(|(over, _)| *over).map(|(_, dimension)| dimension);
+        resources.chain(self.port_misfits(ports)).collect()
+    }
+
+    fn port_misfits(&self, ports: &[u16]) -> impl Iterator<Item = Exhausted> {
+        let mut asked = BTreeSet::new();
+        let taken = ports.iter().filter(move |port| !asked.insert(**port) || self.ports.contains(port));
+        taken.map(|port| Exhausted::Port(*port)).collect::<Vec<_>>().into_iter()
+    }
+}
+
+/// What one allocation of the group takes.
+pub fn demand(group: &TaskGroup) -> NodeResources {
+    let resources = group.resources();
+    NodeResources { cpu_mhz: resources.cpu_mhz, memory_mb: resources.memory_mb, disk_mb: group.disk_mb }
+}
+
+/// What the allocation takes, by the job it was placed for.
+pub fn demand_of(alloc: &Allocation) -> NodeResources {
+    alloc.task_group().map(demand).unwrap_or_default()
+}
+
+/// Every reason why `alloc` does not fit `node` beside `others`; empty when it fits.
+pub fn misfits<'a>(
+    node: &Node,
+    others: impl IntoIterator<Item = &'a Allocation>,
+    alloc: &Allocation,
+) -> Vec<Exhausted> {
+    let ports: Vec<u16> = alloc.ports.iter().map(|port| port.host_port).collect();
+    Usage::of(others).misfits(node, demand_of(alloc), &ports)
+}
+
+impl NodeResources {
+    pub fn plus(self, other: NodeResources) -> NodeResources {
+        NodeResources {
+            cpu_mhz: self.cpu_mhz.saturating_add(other.cpu_mhz),
+            memory_mb: self.memory_mb.saturating_add(other.memory_mb),
+            disk_mb: self.disk_mb.saturating_add(other.disk_mb),
+        }
+    }
+}
+
+impl fmt::Display for Exhausted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Exhausted::Cpu => f.write_str("cpu"),
+            Exhausted::Memory => f.write_str("memory"),
+            Exhausted::Disk => f.write_str("disk"),
+            Exhausted::Port(port) => write!(f, "network: port {port}"),
+            Exhausted::DynamicPorts => f.write_str("network: dynamic ports"),
+        }
+    }
+}
