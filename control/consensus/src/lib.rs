@@ -1,1 +1,23 @@
+//! Replicated order: a Raft group over raft-rs, its log on disk, and the handle the server drives it by.
+//!
+//! ```text
+//!  server ── propose / read_index / change / step ──> Raft (handle)
+//!                                                       │ one queue
+//!                                             driver thread: Core (sans-IO)
+//!                                       Persist │        │ Send      │ Apply
+//!                                      IO thread      Transport    apply thread: StateMachine
+//!                                  (LogStore, fsync)
+//! ```
+//!
+//! [`Core`] decides and never touches a clock, a disk or a socket: `tests/sim` drives the same `Core` through crashes,
+//! lost writes and broken networks. Everything a node promises (a vote, an entry it holds) leaves it only after the write
+//! that remembers the promise is on disk.
 
+mod api;
+mod raft;
+
+pub use api::{
+    ChangeError, Committed, Config, MembershipChange, OnFatal, ProposeError, ReadError, RestoreError, Role, StartError,
+    StateMachine, Status, StoreError, Transport,
+};
+pub use raft::{Pending, Raft};
