@@ -1,1 +1,15 @@
+//! Everything that leaves a process: protobuf between our own processes and on disk, JSON towards Nomad's clients.
+//!
+//! ```text
+//! pb (generated) <-> convert -> model          command, snapshot, outcome: bytes <-> model
+//!                                              session: what agent and server say to each other
+//! nomad, routes: JSON
+//! ```
+//!
+//! Reading is strict: a missing required field, an unknown enum value or a number out of range is a [`ConvertError`] with
+//! the path to it, never a default. Generated types stop here and at the gRPC handlers.
 
+pub mod pb {
+    //! Generated from `proto/`.
+    tonic::include_proto!("meshctl.v1");
+}
