@@ -13,3 +13,9 @@ pub mod pb {
     //! Generated from `proto/`.
     tonic::include_proto!("meshctl.v1");
 }
+
+pub mod command;
+mod convert;
+pub mod session;
+
+pub use convert::{ConvertError, Problem};

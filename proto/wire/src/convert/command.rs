@@ -1,0 +1,153 @@
+//! The replicated commands.
+
+use super::scalar::time;
+use super::{
+    Result, ToModel, ToPb, all, digest, enum_pairs, enumeration, list, optional, required, socket_addr, to_digest,
+    to_endpoint, to_uuid, uuid,
+};
+use crate::pb;
+use crate::pb::envelope::Command as Pb;
+use model::{Authority, Command, Epoch, JobId, JoinToken, Role, ServerId, ServerRecord};
+
+impl ToPb<Pb> for Command {
+    fn to_pb(&self) -> Pb {
+        match self {
+            Command::Bootstrap { authority, alloc_range, vip_range } => Pb::Bootstrap(pb::Bootstrap {
+                authority: Some(authority.to_pb()),
+                alloc_range: Some(alloc_range.to_pb()),
+                vip_range: Some(vip_range.to_pb()),
+            }),
+            Command::UpsertServer(server) => Pb::UpsertServer(server.to_pb()),
+            Command::RemoveServer { id } => Pb::RemoveServer(pb::RemoveServer { id: id.0 }),
+            Command::CreateToken(token) => Pb::CreateToken(token.to_pb()),
+            Command::UseToken { digest, role, name } => {
+                Pb::UseToken(pb::UseToken { digest: to_digest(digest), role: role.to_pb().into(), name: name.clone() })
+            }
+            Command::RegisterNode(node) => Pb::RegisterNode(node.to_pb()),
+            Command::SetNodeStatus { node_id, epoch, status, evals } => Pb::SetNodeStatus(pb::SetNodeStatus {
+                node_id: to_uuid(node_id.0),
+                epoch: epoch.0,
+                status: status.to_pb().into(),
+                evals: all(evals),
+            }),
+            Command::RegisterJob { job, eval } => {
+                Pb::RegisterJob(pb::RegisterJob { job: Some(job.to_pb()), eval: Some(eval.to_pb()) })
+            }
+            Command::DeregisterJob { job_id, purge, eval } => Pb::DeregisterJob(pb::DeregisterJob {
+                job_id: job_id.0.clone(),
+                purge: *purge,
+                eval: Some(eval.to_pb()),
+            }),
+            Command::ApplyPlan { plan, follow_up } => Pb::ApplyPlan(pb::ApplyPlan {
+                plan: Some(plan.to_pb()),
+                follow_up: follow_up.as_ref().map(ToPb::to_pb),
+            }),
+            Command::UpdateAllocs { node_id, epoch, updates, evals } => Pb::UpdateAllocs(pb::UpdateAllocs {
+                node_id: to_uuid(node_id.0),
+                epoch: epoch.0,
+                updates: all(updates),
+                evals: all(evals),
+            }),
+            Command::UpsertEvals(evals) => Pb::UpsertEvals(pb::UpsertEvals { evals: all(evals) }),
+            Command::SetFeatureLevel { level } => Pb::SetFeatureLevel(pb::SetFeatureLevel { level: *level }),
+        }
+    }
+}
+
+impl ToModel<Command> for Pb {
+    fn to_model(self) -> Result<Command> {
+        Ok(match self {
+            Pb::Bootstrap(command) => Command::Bootstrap {
+                authority: required(command.authority, "authority")?,
+                alloc_range: required(command.alloc_range, "alloc_range")?,
+                vip_range: required(command.vip_range, "vip_range")?,
+            },
+            Pb::UpsertServer(server) => Command::UpsertServer(server.to_model()?),
+            Pb::RemoveServer(command) => Command::RemoveServer { id: ServerId(command.id) },
+            Pb::CreateToken(token) => Command::CreateToken(token.to_model()?),
+            Pb::UseToken(command) => Command::UseToken {
+                digest: digest(&command.digest, "digest")?,
+                role: enumeration::<pb::Role, _>(command.role, "role")?,
+                name: command.name,
+            },
+            Pb::RegisterNode(node) => Command::RegisterNode(Box::new(node.to_model()?)),
+            Pb::SetNodeStatus(command) => Command::SetNodeStatus {
+                node_id: uuid(&command.node_id, "node_id")?,
+                epoch: Epoch(command.epoch),
+                status: enumeration::<pb::NodeStatus, _>(command.status, "status")?,
+                evals: list(command.evals, "evals")?,
+            },
+            Pb::RegisterJob(command) => Command::RegisterJob {
+                job: Box::new(required(command.job, "job")?),
+                eval: required(command.eval, "eval")?,
+            },
+            Pb::DeregisterJob(command) => Command::DeregisterJob {
+                job_id: JobId(command.job_id),
+                purge: command.purge,
+                eval: required(command.eval, "eval")?,
+            },
+            Pb::ApplyPlan(command) => Command::ApplyPlan {
+                plan: Box::new(required(command.plan, "plan")?),
+                follow_up: optional(command.follow_up, "follow_up")?,
+            },
+            Pb::UpdateAllocs(command) => Command::UpdateAllocs {
+                node_id: uuid(&command.node_id, "node_id")?,
+                epoch: Epoch(command.epoch),
+                updates: list(command.updates, "updates")?,
+                evals: list(command.evals, "evals")?,
+            },
+            Pb::UpsertEvals(command) => Command::UpsertEvals(list(command.evals, "evals")?),
+            Pb::SetFeatureLevel(command) => Command::SetFeatureLevel { level: command.level },
+        })
+    }
+}
+
+impl ToPb<pb::Authority> for Authority {
+    fn to_pb(&self) -> pb::Authority {
+        pb::Authority { certificate_der: self.certificate_der.clone(), sealed_key: self.sealed_key.clone() }
+    }
+}
+
+impl ToModel<Authority> for pb::Authority {
+    fn to_model(self) -> Result<Authority> {
+        Ok(Authority { certificate_der: self.certificate_der, sealed_key: self.sealed_key })
+    }
+}
+
+impl ToPb<pb::ServerRecord> for ServerRecord {
+    fn to_pb(&self) -> pb::ServerRecord {
+        let rpc_address = Some(to_endpoint(&self.rpc_address));
+        pb::ServerRecord { id: self.id.0, name: self.name.clone(), rpc_address }
+    }
+}
+
+impl ToModel<ServerRecord> for pb::ServerRecord {
+    fn to_model(self) -> Result<ServerRecord> {
+        let rpc_address = socket_addr(self.rpc_address, "rpc_address")?;
+        Ok(ServerRecord { id: ServerId(self.id), name: self.name, rpc_address })
+    }
+}
+
+impl ToPb<pb::JoinToken> for JoinToken {
+    fn to_pb(&self) -> pb::JoinToken {
+        pb::JoinToken {
+            digest: to_digest(&self.digest),
+            role: self.role.to_pb().into(),
+            uses_left: self.uses_left,
+            expires_at: self.expires_at.0,
+        }
+    }
+}
+
+impl ToModel<JoinToken> for pb::JoinToken {
+    fn to_model(self) -> Result<JoinToken> {
+        Ok(JoinToken {
+            digest: digest(&self.digest, "digest")?,
+            role: enumeration::<pb::Role, _>(self.role, "role")?,
+            uses_left: self.uses_left,
+            expires_at: time(self.expires_at),
+        })
+    }
+}
+
+enum_pairs!(Role, pb::Role, Server, Agent);

@@ -1,0 +1,60 @@
+//! What agents are told about services and nodes.
+
+use super::scalar::{ip, to_ip};
+use super::{Result, ToModel, ToPb, all, enumeration, list, to_uuid, uuid};
+use crate::pb;
+use model::{Generation, RoutedNode, RoutedService, RoutingSnapshot};
+
+impl ToPb<pb::RoutingSnapshot> for RoutingSnapshot {
+    fn to_pb(&self) -> pb::RoutingSnapshot {
+        pb::RoutingSnapshot { generation: self.generation.0, nodes: all(&self.nodes), services: all(&self.services) }
+    }
+}
+
+impl ToModel<RoutingSnapshot> for pb::RoutingSnapshot {
+    fn to_model(self) -> Result<RoutingSnapshot> {
+        Ok(RoutingSnapshot {
+            generation: Generation(self.generation),
+            nodes: list(self.nodes, "nodes")?,
+            services: list(self.services, "services")?,
+        })
+    }
+}
+
+impl ToPb<pb::RoutedNode> for RoutedNode {
+    fn to_pb(&self) -> pb::RoutedNode {
+        pb::RoutedNode {
+            id: to_uuid(self.id.0),
+            name: self.name.clone(),
+            datacenter: self.datacenter.clone(),
+            address: to_ip(self.address),
+            blocks: all(&self.blocks),
+            status: self.status.to_pb().into(),
+        }
+    }
+}
+
+impl ToModel<RoutedNode> for pb::RoutedNode {
+    fn to_model(self) -> Result<RoutedNode> {
+        Ok(RoutedNode {
+            id: uuid(&self.id, "id")?,
+            name: self.name,
+            datacenter: self.datacenter,
+            address: ip(&self.address, "address")?,
+            blocks: list(self.blocks, "blocks")?,
+            status: enumeration::<pb::NodeStatus, _>(self.status, "status")?,
+        })
+    }
+}
+
+impl ToPb<pb::RoutedService> for RoutedService {
+    fn to_pb(&self) -> pb::RoutedService {
+        pb::RoutedService { name: self.name.clone(), vip: to_ip(self.vip), instances: all(&self.instances) }
+    }
+}
+
+impl ToModel<RoutedService> for pb::RoutedService {
+    fn to_model(self) -> Result<RoutedService> {
+        Ok(RoutedService { name: self.name, vip: ip(&self.vip, "vip")?, instances: list(self.instances, "instances")? })
+    }
+}
