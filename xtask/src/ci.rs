@@ -1,0 +1,55 @@
+//! What CI runs, in parts that a developer can call one by one.
+
+use crate::build::{self, cargo, run};
+use crate::{demo, setup, tidy};
+use anyhow::{Result, bail};
+
+/// Everything, in the order in which it fails fastest.
+pub fn run_all() -> Result<()> {
+    check()?;
+    test(&[])?;
+    demo::run(false)
+}
+
+/// Format, lints, docs and rules.
+pub fn check() -> Result<()> {
+    setup::run()?;
+    run(cargo().args(["fmt", "--all", "--check"]))?;
+    run(cargo().args(["fmt", "--check"]).current_dir(build::root().join("ebpf/programs")))?;
+    tidy::run()?;
+    build::ebpf()?;
+    run(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
+    let docs = ["doc", "--quiet", "--workspace", "--no-deps", "--locked", "--document-private-items"];
+    run(cargo().args(docs).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// Every test; `arguments` narrow them as for `cargo test`.
+pub fn test(arguments: &[String]) -> Result<()> {
+    setup::run()?;
+    build::ebpf()?;
+    build::meshctl(false)?;
+    let mut tests = cargo();
+    tests.args(["test", "--locked"]);
+    if !arguments.iter().any(|argument| argument == "-p" || argument == "--package") {
+        tests.arg("--workspace");
+    }
+    run(tests.args(arguments))
+}
+
+pub fn fix() -> Result<()> {
+    run(cargo().args(["fmt", "--all"]))?;
+    run(cargo().args(["fmt"]).current_dir(build::root().join("ebpf/programs")))?;
+    run(cargo().args(["clippy", "--workspace", "--all-targets", "--fix", "--allow-dirty", "--allow-staged"]))
+}
+
+/// The benchmarks by name, with the crate that holds each.
+const BENCHES: [(&str, &str); 1] = [("datapath", "kernel")];
+
+pub fn bench(name: &str) -> Result<()> {
+    let Some((_, package)) = BENCHES.iter().find(|(known, _)| *known == name) else {
+        bail!("no bench {name}; there are: {}", BENCHES.map(|(known, _)| known).join(", "));
+    };
+    setup::run()?;
+    build::ebpf()?;
+    run(cargo().args(["bench", "--quiet", "--locked", "--package", package, "--bench", name]))
+}

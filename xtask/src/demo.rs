@@ -1,0 +1,382 @@
+//! The product at work: a real job on three servers and three nodes, its traffic, and what it survives. Every line that is
+//! printed as `ok` was checked; the first that does not hold ends the demo with an error.
+
+use crate::progress::step;
+use crate::{build, setup};
+use anyhow::{Context, Result, ensure};
+use netns::load::{Load, Tally};
+use netns::{Cluster, ClusterOptions, Lab, collide, wait_for};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::{Duration, Instant};
+
+const JOB: &str = "examples/demo.nomad.hcl";
+const SECOND_JOB: &str = "examples/web.nomad.hcl";
+const INSTANCES: usize = 6;
+const CURLS: usize = 1000;
+const CLIENT: &str = "10.78.0.2";
+/// A container start is half a second here; the rest is slack for a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub fn run(keep: bool) -> Result<()> {
+    step("prepare the machine", || setup::run().map(|()| String::new()))?;
+    step("build the kernel programs and the binary", || {
+        build::ebpf().and_then(|()| build::meshctl(false)).map(|()| String::new())
+    })?;
+    step("remove what killed or kept labs left behind", || {
+        let reaped = [Lab::reap_dead()?, Lab::reap_kept()?].concat();
+        Ok(if reaped.is_empty() { "nothing was left".to_owned() } else { reaped.join(", ") })
+    })?;
+    let started = Instant::now();
+    let mut demo = Demo::lay()?;
+    let result = demo.show();
+    if result.is_err() {
+        eprintln!("{}", demo.cluster.logs());
+    }
+    if keep {
+        demo.keep()?;
+    } else {
+        step("clean up", || {
+            drop(demo);
+            Ok(String::new())
+        })?;
+    }
+    println!("the demo took {:.1} s after the build", started.elapsed().as_secs_f64());
+    result
+}
+
+struct Demo {
+    cluster: Cluster,
+}
+
+impl Demo {
+    fn lay() -> Result<Demo> {
+        let mut cluster = None;
+        step("lay out a client, a router, three servers and three nodes", || {
+            let options =
+                ClusterOptions { binary: build::binary(), pass_object: build::pass_object(), servers: 3, nodes: 3 };
+            cluster = Some(Cluster::lay("demo", &options)?);
+            Ok(String::new())
+        })?;
+        Ok(Demo { cluster: cluster.context("the lab was not laid")? })
+    }
+
+    fn show(&mut self) -> Result<()> {
+        step("three servers: one makes the CA, two join with one-time tokens", || {
+            self.cluster.start_servers()?;
+            self.cluster.meshctl(&["server", "members"])
+        })?;
+        step("three agents join with one-time tokens", || {
+            self.cluster.start_agents()?;
+            self.cluster.meshctl(&["node", "status"])
+        })?;
+        step("meshctl job run examples/demo.nomad.hcl", || self.run_job())?;
+        step("1,000 curls from the client to one node, port 80", || self.curls())?;
+        step("the web servers' own logs show the client's address", || self.client_address())?;
+        step("one client port to two node addresses at once, 60 times", || self.same_ports())?;
+        step("inside an allocation: names", || self.names())?;
+        step("inside an allocation: the VIP is balanced at the socket", || self.socket_hook())?;
+        step("meshctl route, from the kernel's maps", || self.route_table())?;
+        step("meshctl job status, alloc status", || self.status())?;
+        let load = Load::start(&self.cluster.client, self.edge(0)?, 200)?;
+        step("200 requests/s for 3 s, nothing broken", || {
+            std::thread::sleep(Duration::from_secs(3));
+            flawless(load.take())
+        })?;
+        step("kill -9 one web server", || self.kill_web_server(&load))?;
+        step("kill -9 an agent for five seconds", || self.kill_agent(&load))?;
+        step("kill -9 the Raft leader", || self.kill_leader(&load))?;
+        drop(load);
+        Ok(())
+    }
+
+    fn run_job(&self) -> Result<String> {
+        let monitored = self.cluster.meshctl(&["job", "run", &path_of(JOB)])?;
+        let allocations = wait_for("six running, healthy allocations", PATIENCE, || {
+            let running = self.running("web")?;
+            Ok((running.len() == INSTANCES && self.active_backends(0)? == INSTANCES).then_some(running))
+        })?;
+        let addresses: BTreeSet<&str> = allocations.iter().map(|alloc| alloc.address.as_str()).collect();
+        ensure!(addresses.len() == INSTANCES, "each allocation has an address of its own, but these are {addresses:?}");
+        let namespaces: BTreeSet<u64> =
+            allocations.iter().map(|alloc| self.namespace_of(alloc)).collect::<Result<_>>()?;
+        ensure!(namespaces.len() == INSTANCES, "each allocation has a network namespace of its own");
+        wait_for("every node's maps to hold the six", PATIENCE, || {
+            let counts: Vec<usize> = (0..3).map(|node| self.active_backends(node)).collect::<Result<_>>()?;
+            Ok(counts.iter().all(|count| *count == INSTANCES).then_some(()))
+        })?;
+        Ok(monitored)
+    }
+
+    /// Which instance answered is in the body: the page names its allocation.
+    fn curls(&self) -> Result<String> {
+        let before = self.flows(0)?;
+        let url = format!("http://{}/?[1-{CURLS}]", self.cluster.nodes[0].address);
+        // `Connection: close` gives every transfer a connection, and so a choice, of its own.
+        let format = "%{http_code} ";
+        let words = ["curl", "-s", "-H", "Connection: close", "--max-time", "5", "-w", format, &url];
+        let printed = self.cluster.client.run(&words)?;
+        let mut spread: BTreeMap<String, usize> = BTreeMap::new();
+        for answer in printed.split_terminator("200 ") {
+            *spread.entry(answer.trim().to_owned()).or_default() += 1;
+        }
+        let ok: usize = spread.values().sum();
+        ensure!(
+            ok == CURLS && spread.len() == INSTANCES,
+            "{ok} of {CURLS} were 200, from {} instances: {spread:?}",
+            spread.len()
+        );
+        let after = self.flows(0)?;
+        let grown = |(alloc, (node, flows)): (&String, &(String, u64))| {
+            (node.clone(), flows - before.get(alloc).map_or(0, |(_, flows)| *flows))
+        };
+        let flows: Vec<(String, u64)> = after.iter().map(grown).collect();
+        let all: u64 = flows.iter().map(|(_, flows)| flows).sum();
+        let entry = &self.cluster.nodes[0].name;
+        let crossed: u64 = flows.iter().filter(|(node, _)| node != entry).map(|(_, flows)| flows).sum();
+        ensure!(all >= CURLS as u64, "the entry's maps counted {all} new flows for {CURLS} connections");
+        let share = crossed as f64 / all as f64;
+        ensure!(
+            (0.5..0.84).contains(&share),
+            "{crossed} of {all} flows crossed to another node; two thirds were expected"
+        );
+        let spread: Vec<String> = spread.values().map(usize::to_string).collect();
+        Ok(format!(
+            "{ok} answers 200, by instance: {}\n{crossed} of {all} flows crossed to another node through the tunnel",
+            spread.join(" ")
+        ))
+    }
+
+    fn client_address(&self) -> Result<String> {
+        let mut seen = 0;
+        for alloc in self.running("web")? {
+            let log = self.cluster.meshctl(&["alloc", "logs", "-tail", "-n", "200", &alloc.id])?;
+            ensure!(log.contains(CLIENT), "the log of {} does not name {CLIENT}:\n{log}", alloc.id);
+            seen += log.lines().filter(|line| line.contains(CLIENT)).count();
+        }
+        Ok(format!("{CLIENT} in {seen} of the newest lines of six logs"))
+    }
+
+    fn same_ports(&self) -> Result<String> {
+        let targets = (0..2).map(|node| self.edge_v4(node)).collect::<Result<Vec<_>>>()?;
+        let held = collide::same_port_to_each(&self.cluster.client, 41000..41060, targets)?;
+        Ok(format!("{held} connections held open at once, two rounds of requests over each"))
+    }
+
+    fn names(&self) -> Result<String> {
+        let alloc = self.running("web")?.into_iter().next().context("no allocation runs")?;
+        let vip = self.inside(&alloc, &["dig", "+short", "web.cluster"])?;
+        let vip_address: Ipv4Addr = vip.trim().parse().with_context(|| format!("web.cluster gave {vip:?}"))?;
+        ensure!(vip_address.octets()[..2] == [10, 43], "the VIP {vip_address} is not of the service range");
+        let instances = self.inside(&alloc, &["dig", "+short", "web.service.cluster"])?;
+        let asked: BTreeSet<String> = instances.split_whitespace().map(str::to_owned).collect();
+        let known: BTreeSet<String> = self.running("web")?.into_iter().map(|alloc| alloc.address).collect();
+        ensure!(asked == known, "web.service.cluster gave {asked:?}, the catalog has {known:?}");
+        Ok(format!(
+            "web.cluster is {vip_address}; web.service.cluster is {}",
+            instances.split_whitespace().collect::<Vec<_>>().join(" ")
+        ))
+    }
+
+    fn socket_hook(&self) -> Result<String> {
+        let alloc = self.running("web")?.into_iter().next().context("no allocation runs")?;
+        let words = [
+            "curl",
+            "-s",
+            "-H",
+            "Connection: close",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{remote_ip}\n",
+            "http://web.cluster/?[1-60]",
+        ];
+        let printed = self.inside(&alloc, &words)?;
+        let peers: BTreeSet<&str> = printed.split_whitespace().collect();
+        let known: BTreeSet<String> = self.running("web")?.into_iter().map(|alloc| alloc.address).collect();
+        ensure!(peers.iter().all(|peer| known.contains(*peer)), "the sockets' peers are {peers:?}, not instances");
+        ensure!(peers.len() == INSTANCES, "60 connections reached {} of six instances", peers.len());
+        Ok("60 connections to web.cluster: the sockets' own peers are the six instances, so no packet was rewritten"
+            .to_owned())
+    }
+
+    fn route_table(&self) -> Result<String> {
+        self.cluster.meshctl_on(&self.cluster.nodes[0].machine, &["route"])
+    }
+
+    fn status(&self) -> Result<String> {
+        let alloc = self.running("web")?.into_iter().next().context("no allocation runs")?;
+        let job = self.cluster.meshctl(&["job", "status", "web"])?;
+        let status = self.cluster.meshctl(&["alloc", "status", &alloc.id])?;
+        ensure!(
+            job.contains("running") && status.contains(&alloc.address),
+            "the status does not fit:\n{job}\n{status}"
+        );
+        Ok(format!("{job}\n{status}"))
+    }
+
+    fn kill_web_server(&self, load: &Load) -> Result<String> {
+        let alloc = self.running("web")?.into_iter().next().context("no allocation runs")?;
+        let pid = self.main_pid(&alloc)?;
+        load.take();
+        netns::sh(&format!("kill -9 {pid}"))?;
+        let killed = Instant::now();
+        wait_for("the instance to leave the maps", PATIENCE, || {
+            Ok((self.active_backends(0)? < INSTANCES).then_some(()))
+        })?;
+        let left = killed.elapsed();
+        wait_for("the instance to come back", PATIENCE, || Ok((self.active_backends(0)? == INSTANCES).then_some(())))?;
+        let back = killed.elapsed();
+        std::thread::sleep(Duration::from_secs(1));
+        let tally = load.take();
+        ensure!(tally.longest_gap < Duration::from_secs(1), "nothing was answered for {:?}", tally.longest_gap);
+        Ok(format!("left the maps after {left:.1?}, back after {back:.1?}\n{}", describe(&tally)))
+    }
+
+    fn kill_agent(&mut self, load: &Load) -> Result<String> {
+        let before = self.task_pids()?;
+        load.take();
+        let agent = self.cluster.nodes[0].agent.take().context("no agent runs")?;
+        agent.kill()?;
+        std::thread::sleep(Duration::from_secs(5));
+        self.cluster.start_agent(0, None)?;
+        wait_for("the agent to be ready again", PATIENCE, || {
+            let status = self.cluster.meshctl(&["node", "status"])?;
+            let ready = status.lines().filter(|line| line.contains("ready")).count() == 3;
+            Ok((ready && self.active_backends(0)? == INSTANCES).then_some(()))
+        })?;
+        std::thread::sleep(Duration::from_secs(1));
+        ensure!(self.task_pids()? == before, "the agent came back with other processes than it had");
+        let tally = load.take();
+        flawless(tally).map(|said| format!("the same six processes, adopted\n{said}"))
+    }
+
+    fn kill_leader(&mut self, load: &Load) -> Result<String> {
+        let leader = self.cluster.leader()?;
+        load.take();
+        let killed = Instant::now();
+        self.cluster.servers[leader].process.take().context("the leader does not run")?.kill()?;
+        wait_for("a new leader", PATIENCE, || Ok(self.cluster.leader().ok().filter(|new| *new != leader)))?;
+        let elected = killed.elapsed();
+        self.cluster.meshctl(&["job", "run", &path_of(SECOND_JOB)])?;
+        let accepted = killed.elapsed();
+        wait_for("the second job to run", PATIENCE, || Ok((self.running("hello")?.len() == 2).then_some(())))?;
+        let tally = load.take();
+        flawless(tally)
+            .map(|said| format!("a new leader after {elected:.1?}, the next job run done after {accepted:.1?}\n{said}"))
+    }
+
+    fn keep(&mut self) -> Result<()> {
+        self.cluster.keep()?;
+        println!("the lab stays up; enter a machine with");
+        for machine in self.cluster.machines() {
+            println!("  nsenter --net={} bash   # {}", machine.path().display(), machine.name());
+        }
+        println!("the binary is {}; the next demo removes the lab", build::binary().display());
+        Ok(())
+    }
+
+    fn edge(&self, node: usize) -> Result<SocketAddr> {
+        Ok(self.edge_v4(node)?.into())
+    }
+
+    fn edge_v4(&self, node: usize) -> Result<SocketAddrV4> {
+        Ok(SocketAddrV4::new(self.cluster.nodes[node].address.parse()?, 80))
+    }
+
+    fn api(&self, path: &str) -> Result<Value> {
+        serde_json::from_str(&self.cluster.meshctl(&["operator", "api", path])?)
+            .with_context(|| format!("{path} is no JSON"))
+    }
+
+    fn running(&self, job: &str) -> Result<Vec<Alloc>> {
+        let stubs = self.api(&format!("/v1/job/{job}/allocations"))?;
+        let stubs = stubs.as_array().context("allocations are not a list")?;
+        let running = stubs.iter().filter(|stub| stub["ClientStatus"] == "running" && stub["DesiredStatus"] == "run");
+        let addresses = self.instance_addresses(job)?;
+        let alloc = |stub: &Value| {
+            let id = stub["ID"].as_str()?.to_owned();
+            Some(Alloc { address: addresses.get(&id).cloned().unwrap_or_default(), id })
+        };
+        Ok(running.filter_map(alloc).collect())
+    }
+
+    /// By allocation id, what the catalog's service list says.
+    fn instance_addresses(&self, service: &str) -> Result<BTreeMap<String, String>> {
+        let instances = self.api(&format!("/v1/service/{service}"))?;
+        let pair = |instance: &Value| {
+            Some((instance["AllocID"].as_str()?.to_owned(), instance["Address"].as_str()?.to_owned()))
+        };
+        Ok(instances.as_array().into_iter().flatten().filter_map(pair).collect())
+    }
+
+    fn report(&self, node: usize) -> Result<Value> {
+        let report = self.cluster.meshctl_on(&self.cluster.nodes[node].machine, &["route", "-json"])?;
+        serde_json::from_str(&report).context("meshctl route -json printed no JSON")
+    }
+
+    fn backends(&self, node: usize) -> Result<Vec<Value>> {
+        let report = self.report(node)?;
+        let services = report["services"].as_array().context("no services in the report")?;
+        let web = services.iter().find(|service| service["name"] == "web");
+        Ok(web.and_then(|web| web["backends"].as_array()).cloned().unwrap_or_default())
+    }
+
+    fn active_backends(&self, node: usize) -> Result<usize> {
+        Ok(self.backends(node)?.iter().filter(|backend| backend["ring_share"].as_f64() > Some(0.0)).count())
+    }
+
+    /// By allocation id: its node's name and the new flows this node's programs have given it.
+    fn flows(&self, node: usize) -> Result<BTreeMap<String, (String, u64)>> {
+        let flows = |backend: &Value| {
+            let node = backend["node"].as_str()?.to_owned();
+            Some((backend["alloc_id"].as_str()?.to_owned(), (node, backend["flows"].as_u64()?)))
+        };
+        Ok(self.backends(node)?.iter().filter_map(flows).collect())
+    }
+
+    /// Runs a command where the allocation's main process lives: its network, its root.
+    fn inside(&self, alloc: &Alloc, words: &[&str]) -> Result<String> {
+        let pid = self.main_pid(alloc)?;
+        let mut command = std::process::Command::new("nsenter");
+        netns::run(command.args(["-t", &pid.to_string(), "-n", "-m", "-p", "--"]).args(words))
+    }
+
+    fn main_pid(&self, alloc: &Alloc) -> Result<u32> {
+        let pids = netns::pids_with_argument("nginx: master")?;
+        let own = pids.into_iter().find(|pid| netns::environment_has(*pid, &format!("NOMAD_ALLOC_ID={}", alloc.id)));
+        own.with_context(|| format!("no web server of allocation {}", alloc.id))
+    }
+
+    fn namespace_of(&self, alloc: &Alloc) -> Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        Ok(std::fs::metadata(format!("/proc/{}/ns/net", self.main_pid(alloc)?))?.ino())
+    }
+
+    fn task_pids(&self) -> Result<BTreeSet<u32>> {
+        self.running("web")?.iter().map(|alloc| self.main_pid(alloc)).collect()
+    }
+}
+
+struct Alloc {
+    id: String,
+    address: String,
+}
+
+fn path_of(file: &str) -> String {
+    build::root().join(file).to_string_lossy().into_owned()
+}
+
+fn flawless(tally: Tally) -> Result<String> {
+    let said = describe(&tally);
+    ensure!(tally.failures == 0, "{said}; the first: {}", tally.first_error.unwrap_or_default());
+    Ok(said)
+}
+
+fn describe(tally: &Tally) -> String {
+    format!(
+        "{} requests, {} failures, {} kept connections lost, longest gap {:.0?}",
+        tally.requests, tally.failures, tally.connections_lost, tally.longest_gap
+    )
+}
