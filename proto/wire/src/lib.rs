@@ -16,6 +16,9 @@ pub mod pb {
 
 pub mod command;
 mod convert;
+pub mod outcome;
+pub mod routes;
 pub mod session;
+pub mod snapshot;
 
 pub use convert::{ConvertError, Problem};

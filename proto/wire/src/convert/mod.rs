@@ -8,7 +8,7 @@ mod eval;
 mod job;
 mod node;
 mod routing;
-mod scalar;
+pub(crate) mod scalar;
 mod service;
 
 use std::collections::BTreeMap;
