@@ -13,6 +13,7 @@ pub mod job;
 pub mod node;
 pub mod outcome;
 pub mod routing;
+pub mod rules;
 pub mod service;
 pub mod time;
 
