@@ -1,0 +1,110 @@
+//! Nodes: registration with epochs, address blocks and liveness.
+
+use crate::cluster::{BLOCK_PREFIX, check_name};
+use crate::{At, Catalog};
+use ipnet::{IpNet, Ipv4Net};
+use model::{Epoch, Node, NodeId, NodeStatus, Refusal, Table};
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+impl Catalog {
+    pub(crate) fn register_node(&mut self, at: At, asked: &Node) -> Result<(), Refusal> {
+        check_name(&asked.name)?;
+        self.check_node_name(asked.id, &asked.name)?;
+        let known = self.nodes.get(&asked.id).cloned();
+        let mut node = match &known {
+            Some(known) => renewed(known, asked)?,
+            None => Node { blocks: vec![self.free_block()?], created_at_index: at.index, ..asked.clone() },
+        };
+        node.status = NodeStatus::Ready;
+        let was_ready = known.as_ref().is_some_and(|known| known.status == NodeStatus::Ready);
+        node.status_changed_at = match &known {
+            Some(known) if was_ready => known.status_changed_at,
+            _ => at.time,
+        };
+        self.put_node(at, node);
+        self.unblock_evals(at);
+        Ok(())
+    }
+
+    pub(crate) fn set_node_status(
+        &mut self,
+        at: At,
+        id: NodeId,
+        epoch: Epoch,
+        status: NodeStatus,
+    ) -> Result<(), Refusal> {
+        let known = self.current_node(id, epoch)?.clone();
+        if known.status == status {
+            return Ok(());
+        }
+        if known.status == NodeStatus::Down {
+            self.check_node_name(id, &known.name)?;
+        }
+        self.put_node(at, Node { status, status_changed_at: at.time, ..Node::clone(&known) });
+        if status == NodeStatus::Ready {
+            self.unblock_evals(at);
+        }
+        Ok(())
+    }
+
+    /// The node, if `epoch` is of its newest agent.
+    pub(crate) fn current_node(&self, id: NodeId, epoch: Epoch) -> Result<&Arc<Node>, Refusal> {
+        let node = self.nodes.get(&id).ok_or(Refusal::NodeUnknown { id })?;
+        if node.epoch != epoch {
+            return Err(Refusal::EpochStale { known: node.epoch, got: epoch });
+        }
+        Ok(node)
+    }
+
+    fn check_node_name(&self, id: NodeId, name: &str) -> Result<(), Refusal> {
+        let holds = |node: &&Arc<Node>| node.name == name && node.id != id && node.status != NodeStatus::Down;
+        match self.nodes.values().find(holds) {
+            Some(_) => Err(Refusal::NameTaken { name: name.to_owned() }),
+            None => Ok(()),
+        }
+    }
+
+    fn put_node(&mut self, at: At, mut node: Node) {
+        node.modified_at_index = at.index;
+        let routed_before = self.nodes.get(&node.id).map(|known| crate::services::routed_node(known));
+        if routed_before.as_ref() != Some(&crate::services::routed_node(&node)) {
+            self.routing_modified = at.index;
+        }
+        let id = node.id;
+        self.nodes.insert(id, Arc::new(node));
+        self.touch(Table::Nodes, at);
+        self.refresh_instances_of_node(at, id);
+    }
+
+    /// The lowest block of the allocation range that no node holds.
+    fn free_block(&self) -> Result<IpNet, Refusal> {
+        let Some(IpNet::V4(range)) = self.founding().map(|founding| founding.alloc_range) else {
+            return Err(Refusal::NotBootstrapped);
+        };
+        let taken: BTreeSet<IpNet> = self.nodes.values().flat_map(|node| node.blocks.iter().copied()).collect();
+        blocks_of(range)
+            .find(|block| !taken.contains(block))
+            .ok_or(Refusal::AddressesExhausted { range: range.to_string() })
+    }
+}
+
+/// The node as its agent describes it now, with what the catalog decides about it kept.
+fn renewed(known: &Node, asked: &Node) -> Result<Node, Refusal> {
+    if asked.epoch <= known.epoch {
+        return Err(Refusal::EpochNotNewer { known: known.epoch, got: asked.epoch });
+    }
+    Ok(Node {
+        blocks: known.blocks.clone(),
+        eligibility: known.eligibility,
+        created_at_index: known.created_at_index,
+        ..asked.clone()
+    })
+}
+
+fn blocks_of(range: Ipv4Net) -> impl Iterator<Item = IpNet> {
+    let (first, last) = (u32::from(range.network()), u32::from(range.broadcast()));
+    let blocks = (first..=last).step_by(1 << (32 - BLOCK_PREFIX));
+    blocks.filter_map(|start| Ipv4Net::new(Ipv4Addr::from(start), BLOCK_PREFIX).ok()).map(IpNet::V4)
+}

@@ -1,0 +1,151 @@
+//! Jobs: registration with versions, stopping and purging.
+
+use crate::services::service_names;
+use crate::{At, Catalog, StoredJob};
+use model::{AllocId, Evaluation, Index, Job, JobId, JobRecord, Refusal, Table, TaskGroup};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Nomad's `job_max_count`.
+const COUNT_MAX: u64 = 50_000;
+
+impl Catalog {
+    pub(crate) fn register_job(&mut self, at: At, asked: &Job, eval: &Evaluation) -> Result<(), Refusal> {
+        check_job(asked)?;
+        check_eval(&asked.id, eval)?;
+        self.assign_vips(asked)?;
+        let stored = match self.jobs.get(&asked.id) {
+            Some(known) => registered_again(known, asked, at.index),
+            None => first_registration(asked, at.index),
+        };
+        self.put_job(at, stored);
+        self.upsert_eval(at, eval);
+        Ok(())
+    }
+
+    pub(crate) fn deregister_job(&mut self, at: At, id: &JobId, purge: bool, eval: &Evaluation) -> Result<(), Refusal> {
+        check_eval(id, eval)?;
+        let known = self.jobs.get(id).ok_or_else(|| Refusal::JobUnknown { id: id.clone() })?;
+        let mut stored = StoredJob { purge: known.purge || purge, ..StoredJob::clone(known) };
+        if !stored.newest().stopped {
+            stored.versions[0] = Arc::new(Job { stopped: true, ..Job::clone(stored.newest()) });
+            stored.job_modified_at_index = at.index;
+        }
+        self.put_job(at, stored);
+        self.upsert_eval(at, eval);
+        self.purge_if_done(at, id);
+        self.forget_orphaned_evals(at);
+        Ok(())
+    }
+
+    fn put_job(&mut self, at: At, mut stored: StoredJob) {
+        stored.modified_at_index = at.index;
+        let id = stored.newest().id.clone();
+        let before = self.jobs.get(&id).map(|known| declared(known.newest())).unwrap_or_default();
+        if before != declared(stored.newest()) {
+            self.note_services_changed(at);
+        }
+        self.jobs.insert(id, Arc::new(stored));
+        self.touch(Table::Jobs, at);
+    }
+
+    /// Forgets a job that was to be purged, once nothing of it runs.
+    pub(crate) fn purge_if_done(&mut self, at: At, id: &JobId) {
+        let asked = self.jobs.get(id).is_some_and(|stored| stored.purge && stored.newest().stopped);
+        if !asked || self.allocs_of_job(id).any(|alloc| alloc.is_live()) {
+            return;
+        }
+        let allocs: Vec<AllocId> = self.allocs_of_job(id).map(|alloc| alloc.id).collect();
+        allocs.into_iter().for_each(|id| self.forget_alloc(at, id));
+        self.jobs.remove(id);
+        self.touch(Table::Jobs, at);
+    }
+}
+
+/// The service names that the job declares now.
+fn declared(job: &Job) -> BTreeSet<String> {
+    let names = if job.stopped { None } else { Some(service_names(job)) };
+    names.into_iter().flatten().map(str::to_owned).collect()
+}
+
+fn first_registration(asked: &Job, index: Index) -> StoredJob {
+    StoredJob {
+        versions: vec![Arc::new(Job { version: 0, stopped: false, ..asked.clone() })],
+        purge: false,
+        created_at_index: index,
+        modified_at_index: index,
+        job_modified_at_index: index,
+    }
+}
+
+/// A new version only if the specification changed; otherwise the newest one, running again.
+fn registered_again(known: &StoredJob, asked: &Job, index: Index) -> StoredJob {
+    let newest = known.newest();
+    let mut stored = StoredJob { purge: false, ..known.clone() };
+    if !newest.same_specification(asked) {
+        stored.versions.insert(0, Arc::new(Job { version: newest.version + 1, stopped: false, ..asked.clone() }));
+        stored.versions.truncate(JobRecord::VERSIONS_MAX);
+        stored.job_modified_at_index = index;
+    } else if newest.stopped {
+        stored.versions[0] = Arc::new(Job { stopped: false, submitted_at: asked.submitted_at, ..Job::clone(newest) });
+        stored.job_modified_at_index = index;
+    }
+    stored
+}
+
+fn check_eval(id: &JobId, eval: &Evaluation) -> Result<(), Refusal> {
+    if eval.job_id != *id {
+        return Err(Refusal::EvalMismatch { id: eval.id, job_id: eval.job_id.clone() });
+    }
+    Ok(())
+}
+
+/// The promises that `model::job` makes and that the catalog and the scheduler rely on.
+fn check_job(job: &Job) -> Result<(), Refusal> {
+    let refuse = |reason: &str| Err(Refusal::JobInvalid { id: job.id.clone(), reason: reason.to_owned() });
+    let count: u64 = job.groups.iter().map(|group| u64::from(group.count)).sum();
+    if job.id.0.is_empty() || job.id.0.len() > 255 {
+        return refuse("a job id has 1 to 255 bytes");
+    }
+    if !(1..=100).contains(&job.priority) {
+        return refuse("the priority must be from 1 to 100");
+    }
+    if job.datacenters.is_empty() {
+        return refuse("at least one datacenter is needed; `[\"*\"]` is all of them");
+    }
+    if job.groups.is_empty() {
+        return refuse("at least one group is needed");
+    }
+    if count > COUNT_MAX {
+        return refuse("the counts of its groups must not add up to more than 50000");
+    }
+    if has_duplicates(job.groups.iter().map(|group| group.name.as_str())) {
+        return refuse("group names must differ");
+    }
+    match job.groups.iter().find_map(group_problem) {
+        Some(reason) => refuse(&reason),
+        None => Ok(()),
+    }
+}
+
+fn group_problem(group: &TaskGroup) -> Option<String> {
+    let ports = group.network.iter().flat_map(|network| &network.ports);
+    if group.tasks.is_empty() {
+        return Some(format!("group {:?} needs at least one task", group.name));
+    }
+    if has_duplicates(group.tasks.iter().map(|task| task.name.as_str())) {
+        return Some(format!("the task names of group {:?} must differ", group.name));
+    }
+    if has_duplicates(ports.map(|port| port.label.as_str())) {
+        return Some(format!("the port labels of group {:?} must differ", group.name));
+    }
+    let checks_clash =
+        |service: &model::Service| has_duplicates(service.checks.iter().map(|check| check.name.as_str()));
+    let service = group.all_services().find(|service| checks_clash(service))?;
+    Some(format!("the check names of service {:?} must differ", service.name))
+}
+
+fn has_duplicates<'a>(names: impl Iterator<Item = &'a str>) -> bool {
+    let mut seen = BTreeSet::new();
+    names.into_iter().any(|name| !seen.insert(name))
+}

@@ -1,0 +1,173 @@
+//! Plans: the optimistic half of scheduling. A plan was made against an older snapshot, so each of its parts is checked
+//! against the newest state; what no longer holds is left out and reported, the rest takes effect.
+
+use crate::{At, Catalog};
+use model::{
+    AllocId, Allocation, ClientStatus, DesiredStatus, EvalStatus, Evaluation, Job, JobId, NodeStatus, Plan,
+    PlannedStop, Refusal, capacity,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+impl Catalog {
+    pub(crate) fn apply_plan(
+        &mut self,
+        at: At,
+        plan: &Plan,
+        follow_up: Option<&Evaluation>,
+    ) -> Result<Vec<AllocId>, Refusal> {
+        let eval = self.pending_eval(plan)?;
+        if let Some(follow_up) = follow_up.filter(|follow_up| follow_up.job_id != plan.job_id) {
+            return Err(Refusal::EvalMismatch { id: follow_up.id, job_id: follow_up.job_id.clone() });
+        }
+        let mut dropped = Vec::new();
+        let mut ended = false;
+        for stop in &plan.stops {
+            match self.stop_alloc(at, &plan.job_id, stop) {
+                Some(alloc_ended) => ended |= alloc_ended,
+                None => dropped.push(stop.alloc_id),
+            }
+        }
+        dropped.extend(plan.in_place.iter().filter(|id| !self.update_in_place(at, &plan.job_id, **id)));
+        dropped.extend(plan.placements.iter().filter(|alloc| !self.place(at, plan, alloc)).map(|alloc| alloc.id));
+        self.conclude(at, &eval, plan, dropped.is_empty());
+        if let Some(follow_up) = follow_up {
+            self.upsert_eval(at, follow_up);
+        }
+        if ended {
+            self.after_ends(at, BTreeSet::from([plan.job_id.clone()]));
+        }
+        Ok(dropped)
+    }
+
+    fn pending_eval(&self, plan: &Plan) -> Result<Arc<Evaluation>, Refusal> {
+        let eval = self.evals.get(&plan.eval_id).ok_or(Refusal::EvalUnknown { id: plan.eval_id })?;
+        if eval.job_id != plan.job_id {
+            return Err(Refusal::EvalMismatch { id: eval.id, job_id: eval.job_id.clone() });
+        }
+        if eval.status != EvalStatus::Pending {
+            return Err(Refusal::EvalNotPending { id: eval.id, status: eval.status });
+        }
+        Ok(eval.clone())
+    }
+
+    /// Whether the allocation has ended by it; `None` when the stop no longer makes sense.
+    fn stop_alloc(&mut self, at: At, job_id: &JobId, stop: &PlannedStop) -> Option<bool> {
+        let alloc = self.live_alloc_of(job_id, stop.alloc_id)?;
+        if stop.client.is_some() && !self.node_is_gone(&alloc) {
+            return None;
+        }
+        let client = stop.client.filter(|client| client.is_terminal()).unwrap_or(alloc.client);
+        let client_description = match stop.client {
+            Some(ClientStatus::Lost) => "its node is down".to_owned(),
+            _ => alloc.client_description.clone(),
+        };
+        self.put_alloc(
+            at,
+            Allocation {
+                desired: DesiredStatus::Stop,
+                desired_description: stop.reason.clone(),
+                client,
+                client_description,
+                ..Allocation::clone(&alloc)
+            },
+        );
+        Some(client.is_terminal())
+    }
+
+    /// Only a node that cannot report any more has its allocations ended by others.
+    fn node_is_gone(&self, alloc: &Allocation) -> bool {
+        self.nodes.get(&alloc.node_id).is_none_or(|node| node.status == NodeStatus::Down)
+    }
+
+    fn live_alloc_of(&self, job_id: &JobId, id: AllocId) -> Option<Arc<Allocation>> {
+        self.allocs.get(&id).filter(|alloc| alloc.job_id() == job_id && alloc.is_live()).cloned()
+    }
+
+    fn update_in_place(&mut self, at: At, job_id: &JobId, id: AllocId) -> bool {
+        let Some(alloc) = self.live_alloc_of(job_id, id) else { return false };
+        let Some(job) = self.job(job_id).filter(|job| !job.stopped && job.group(&alloc.group).is_some()).cloned()
+        else {
+            return false;
+        };
+        // A group's new version must not ask for more room than what the node was checked for.
+        let grown = Allocation { job: job.clone(), ..Allocation::clone(&alloc) };
+        if capacity::demand_of(&grown) != capacity::demand_of(&alloc) {
+            return false;
+        }
+        self.put_alloc(at, grown);
+        true
+    }
+
+    fn place(&mut self, at: At, plan: &Plan, asked: &Allocation) -> bool {
+        let Some(job) = self.job(&plan.job_id).cloned() else { return false };
+        if !self.is_placeable(plan, &job, asked) {
+            return false;
+        }
+        let node_name = self.nodes.get(&asked.node_id).map(|node| node.name.clone()).unwrap_or_default();
+        self.put_alloc(
+            at,
+            Allocation {
+                eval_id: plan.eval_id,
+                node_name,
+                job,
+                desired: DesiredStatus::Run,
+                client: ClientStatus::Pending,
+                task_states: BTreeMap::new(),
+                address: None,
+                checks: BTreeMap::new(),
+                created_at: at.time,
+                created_at_index: at.index,
+                ..asked.clone()
+            },
+        );
+        true
+    }
+
+    fn is_placeable(&self, plan: &Plan, job: &Job, asked: &Allocation) -> bool {
+        let of_job = *asked.job_id() == plan.job_id && asked.job.version == job.version && !job.stopped;
+        of_job
+            && !self.allocs.contains_key(&asked.id)
+            && job.group(&asked.group).is_some_and(|group| asked.slot < group.count)
+            && !self.slot_is_held(asked)
+            && self.fits(job, asked)
+    }
+
+    /// An allocation that is to stop has given its slot up already, though not its resources.
+    fn slot_is_held(&self, asked: &Allocation) -> bool {
+        self.allocs_of_job(asked.job_id()).any(|other| {
+            other.group == asked.group
+                && other.slot == asked.slot
+                && other.is_live()
+                && other.desired == DesiredStatus::Run
+        })
+    }
+
+    fn fits(&self, job: &Job, asked: &Allocation) -> bool {
+        let Some(node) = self.nodes.get(&asked.node_id).filter(|node| node.is_placeable()) else { return false };
+        let Some(group) = job.group(&asked.group) else { return false };
+        let ports: Vec<u16> = asked.ports.iter().map(|port| port.host_port).collect();
+        let usage = capacity::Usage::of(self.allocs_of_node(node.id).map(Arc::as_ref));
+        usage.misfits(node, capacity::demand(group), &ports).is_empty()
+    }
+
+    /// Complete, or blocked when something waits for capacity. A plan of which parts were dropped leaves its evaluation
+    /// pending: the job has to be looked at again, with the newer state.
+    fn conclude(&mut self, at: At, eval: &Evaluation, plan: &Plan, whole: bool) {
+        let blocked = !plan.failures.is_empty();
+        let (status, status_description) = match (whole, blocked) {
+            (false, _) => (EvalStatus::Pending, "parts of its plan no longer fitted".to_owned()),
+            (true, true) => (EvalStatus::Blocked, "waits for capacity".to_owned()),
+            (true, false) => (EvalStatus::Complete, String::new()),
+        };
+        let concluded = Evaluation {
+            status,
+            status_description,
+            failures: plan.failures.clone(),
+            queued: plan.queued.clone(),
+            ..eval.clone()
+        };
+        self.put_eval(at, concluded.clone());
+        self.cancel_blocked(at, &concluded);
+    }
+}
