@@ -1,1 +1,51 @@
+//! Drivers: how a task becomes processes, and how they outlive the agent that started them.
+//!
+//! ```text
+//! agent ── Driver::prepare ──> TaskSpec ── Launcher::start ──> TaskHandle
+//!                                 |                               ^
+//!                           control directory                     | unix socket, length-prefixed, versioned
+//!                                 v                               v
+//!                    `meshctl supervise <control>`  one per task, own session and cgroup, survives the agent
+//!                                 |  pipes -> rotated log files; exit status on disk before it is told
+//!                                 v
+//!                    `meshctl task-init`  exec: pid 1 of the task's namespaces; raw_exec: becomes the task
+//! ```
+//!
+//! A killed agent finds its tasks with [`TaskHandle::adopt`]. When a supervisor itself was killed, whoever holds the handle
+//! empties the task's cgroup and reports the task lost.
 
+pub mod cgroup;
+mod driver;
+mod env;
+mod handle;
+pub mod init;
+mod lock;
+mod logs;
+pub mod protocol;
+mod root;
+mod spec;
+mod state;
+pub mod supervisor;
+mod users;
+
+pub use driver::{Driver, Exec, Launch, PrepareError, RawExec, hosts_file, resolv_conf};
+pub use env::{EnvInputs, interpolate, node_values, task_env};
+pub use handle::{HandleError, Launcher, StartError, TaskHandle};
+pub use spec::{Directories, Isolation, Limits, LogLimits, RootSpec, SpecError, TaskSpec, parse_signal};
+pub use state::{ExitStatus, Outcome, Phase, State};
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Runs `supervise <control dir>` or `task-init <stage>` when these are what the process was started for.
+///
+/// Call it first thing in `main`, before any thread or runtime exists: namespaces are entered by threads.
+pub fn hidden_main(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
+    let args: Vec<OsString> = args.into_iter().skip(1).collect();
+    match (args.first()?.to_str()?, args.get(1)) {
+        ("supervise", Some(dir)) => Some(supervisor::main(Path::new(dir))),
+        ("task-init", stage) => Some(init::main(stage.and_then(|stage| stage.to_str()).unwrap_or_default())),
+        _ => None,
+    }
+}
