@@ -1,9 +1,27 @@
 //! Compiles what the servers push (nodes, services, instances) into what the kernel maps of this node must hold.
 //!
+//! ```text
+//! Snapshot ─┐
+//!           ├─ compile ─> Compilation { Indices { MapImage }, services, problems } ─ diff(present, wanted) ─> MapDelta
+//! Indices ──┘
+//! ```
+//!
 //! Pure: values in, values out. The agent feeds it events and writes what it returns.
 
+pub mod compile;
 pub mod image;
+pub mod indices;
 pub mod maglev;
+pub mod problem;
+pub mod routes;
+pub mod snapshot;
 pub mod tags;
+#[cfg(test)]
+mod tests;
 
+pub use compile::{Compilation, compile};
 pub use image::{MapDelta, MapImage, Ring, Write, diff};
+pub use indices::Indices;
+pub use problem::{RouteProblem, RouteProblemKind};
+pub use routes::{BackendRoute, BackendState, FrontendRoute, FrontendSource, ServiceRoutes};
+pub use snapshot::{LocalEndpoint, Mac, Snapshot, Uplink};

@@ -1,0 +1,399 @@
+//! From a snapshot to a map image.
+//!
+//! A service's VIP, an edge port and a mapped host port are all frontends: a dialled address with a ring behind it. An
+//! instance that is not to get new flows leaves the rings and keeps its backend entry, so that its flows live on.
+
+use crate::image::MapImage;
+use crate::indices::{Assigner, BackendKey, Full, Indices, RingMember};
+use crate::maglev::Member;
+use crate::problem::{RouteProblem, RouteProblemKind};
+use crate::routes::{BackendRoute, BackendState, FrontendRoute, FrontendSource, ServiceRoutes};
+use crate::snapshot::{LocalEndpoint, Mac, Snapshot, Uplink};
+use crate::tags::{self, Excerpt};
+use abi::{Backend, Be16, Be32, Endpoint, Node, PROTO_TCP, VipKey, VipValue};
+use ipnet::IpNet;
+use model::{Health, Instance, InstanceNetwork, NodeId, NodeStatus, RoutedNode, RoutedService};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+/// What a node's maps must hold, what could not be done, and the same in words of services.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compilation {
+    /// Holds the image ([`Indices::image`]) and goes into the next compilation.
+    pub indices: Indices,
+    pub services: Vec<ServiceRoutes>,
+    pub problems: Vec<RouteProblem>,
+}
+
+impl Compilation {
+    pub fn image(&self) -> &MapImage {
+        self.indices.image()
+    }
+}
+
+pub fn compile(snapshot: &Snapshot, before: &Indices) -> Compilation {
+    let mut compiler = Compiler {
+        snapshot,
+        image: MapImage::default(),
+        assigner: Assigner::new(before, snapshot.now),
+        nodes: BTreeMap::new(),
+        problems: Vec::new(),
+        services: Vec::new(),
+    };
+    compiler.add_uplink();
+    compiler.add_nodes();
+    compiler.add_endpoints();
+    let edges = compiler.add_services();
+    compiler.add_host_ports(&edges);
+    let Compiler { image, assigner, problems, services, .. } = compiler;
+    Compilation { indices: assigner.finish(image), services, problems }
+}
+
+struct Compiler<'a> {
+    snapshot: &'a Snapshot,
+    image: MapImage,
+    assigner: Assigner<'a>,
+    /// Nodes that are not down, with their index.
+    nodes: BTreeMap<NodeId, u32>,
+    problems: Vec<RouteProblem>,
+    services: Vec<ServiceRoutes>,
+}
+
+/// An instance with its entry in the backend map.
+struct Placed<'a> {
+    instance: &'a Instance,
+    key: BackendKey,
+    id: u32,
+}
+
+/// The service that holds an edge port, and its allocations.
+struct Edge {
+    service: String,
+    allocs: BTreeSet<model::AllocId>,
+}
+
+impl<'a> Compiler<'a> {
+    fn add_uplink(&mut self) {
+        let Some(uplink) = &self.snapshot.uplink else { return };
+        let Some(addr) = be32(uplink.address) else { return };
+        self.image.uplink = abi::Uplink {
+            addr,
+            mesh: self.snapshot.mesh_address.and_then(be32).unwrap_or_default(),
+            ifindex: uplink.ifindex,
+            flags: abi::UPLINK_READY,
+            mac: uplink.mac,
+            mtu: uplink.mtu,
+        };
+    }
+
+    fn add_nodes(&mut self) {
+        let up = |node: &&RoutedNode| node.status != NodeStatus::Down || node.id == self.snapshot.node_id;
+        for node in self.snapshot.routing.nodes.iter().filter(up) {
+            let Some(index) = self.add_node(node) else { continue };
+            self.nodes.insert(node.id, index);
+            for block in node.blocks.iter().flat_map(split_block) {
+                self.image.blocks.insert(block, index);
+            }
+        }
+    }
+
+    fn add_node(&mut self, node: &RoutedNode) -> Option<u32> {
+        if node.id == self.snapshot.node_id {
+            return Some(abi::NODE_SELF);
+        }
+        let addr = be32(node.address)?;
+        let index = self.assigner.node(addr).ok()?;
+        let dmac: Mac = self.snapshot.neighbours.get(&node.address).copied().unwrap_or_default();
+        self.image.nodes.insert(index, Node { addr, dmac, flags: 0 });
+        self.image.node_by_addr.insert(addr, index);
+        Some(index)
+    }
+
+    fn add_endpoints(&mut self) {
+        for (address, endpoint) in &self.snapshot.endpoints {
+            let Some(addr) = be32(*address) else { continue };
+            let LocalEndpoint { ifindex, mac, host_mac, .. } = *endpoint;
+            self.image.endpoints.insert(addr, Endpoint { ifindex, mac, host_mac });
+        }
+    }
+
+    fn add_services(&mut self) -> BTreeMap<u16, Edge> {
+        let mut edges = BTreeMap::new();
+        for service in &self.snapshot.routing.services {
+            let placed = self.place_instances(service);
+            let mut frontends = self.add_vips(service, &placed);
+            frontends.extend(self.add_edges(service, &placed, &mut edges));
+            let backends = placed.iter().map(|placed| placed.route()).collect();
+            self.services.push(ServiceRoutes { name: service.name.clone(), vip: service.vip, frontends, backends });
+        }
+        edges
+    }
+
+    fn place_instances(&mut self, service: &'a RoutedService) -> Vec<Placed<'a>> {
+        let tag = service_tag(&service.name);
+        let mut placed = Vec::new();
+        for instance in &service.instances {
+            match self.place(instance, tag) {
+                Ok(entry) => placed.extend(entry),
+                Err(kind) => self.report(&service.name, kind),
+            }
+        }
+        self.flag_backends(&placed);
+        placed
+    }
+
+    /// Nothing for an instance whose node is down: whatever the catalog still says, it gets no packets.
+    fn place(&mut self, instance: &'a Instance, tag: u32) -> Result<Option<Placed<'a>>, RouteProblemKind> {
+        let addr = be32(instance.address).ok_or(RouteProblemKind::Ipv6 { address: instance.address })?;
+        let Some(node) = self.nodes.get(&instance.node_id).copied() else { return self.unplaced(instance) };
+        let key = BackendKey { addr, port: Be16::new(instance.port), proto: PROTO_TCP, service: tag };
+        let id = self.assigner.backend(key).map_err(|_| RouteProblemKind::TableFull { table: "backend" })?;
+        let local = if node == abi::NODE_SELF { abi::BACKEND_LOCAL } else { 0 };
+        let host = if instance.network == InstanceNetwork::Host { abi::BACKEND_HOST } else { 0 };
+        let BackendKey { addr, port, proto, service } = key;
+        self.image.backends.insert(id, Backend { addr, port, proto, flags: local | host, node, service });
+        Ok(Some(Placed { instance, key, id }))
+    }
+
+    fn unplaced(&self, instance: &Instance) -> Result<Option<Placed<'a>>, RouteProblemKind> {
+        let known = self.snapshot.routing.nodes.iter().any(|node| node.id == instance.node_id);
+        let (address, port, node) = (instance.address, instance.port, instance.node_name.clone());
+        if known { Ok(None) } else { Err(RouteProblemKind::NodeUnknown { address, port, node }) }
+    }
+
+    /// Marks those that take no new flows. One backend may stand for two registrations; it drains when both do.
+    fn flag_backends(&mut self, placed: &[Placed<'_>]) {
+        let taking: BTreeSet<u32> = takers(placed.iter()).iter().map(|placed| placed.id).collect();
+        for idle in placed.iter().filter(|placed| !taking.contains(&placed.id)) {
+            if let Some(backend) = self.image.backends.get_mut(&idle.id) {
+                backend.flags |= abi::BACKEND_DRAINING;
+            }
+        }
+    }
+
+    /// A frontend for each port that instances ask for on the service's VIP; nearly always one.
+    fn add_vips(&mut self, service: &RoutedService, placed: &[Placed<'_>]) -> Vec<FrontendRoute> {
+        let ports: BTreeSet<u16> = placed.iter().filter_map(|placed| placed.instance.vip_port).collect();
+        let Some(vip) = be32(service.vip) else { return Vec::new() };
+        let mut frontends = Vec::new();
+        for port in ports {
+            let behind = placed.iter().filter(|placed| placed.instance.vip_port == Some(port));
+            let members = ring_members(takers(behind).into_iter());
+            let added = self.add_frontend(vip_key(vip, port), 0, members, FrontendSource::Vip);
+            frontends.extend(self.or_report(&service.name, added));
+        }
+        frontends
+    }
+
+    fn add_edges(
+        &mut self,
+        service: &'a RoutedService,
+        placed: &[Placed<'_>],
+        edges: &mut BTreeMap<u16, Edge>,
+    ) -> Vec<FrontendRoute> {
+        let ports = self.edge_ports(service);
+        let Some(uplink) = &self.snapshot.uplink else { return Vec::new() };
+        let Some(addr) = be32(uplink.address) else { return Vec::new() };
+        let mut frontends = Vec::new();
+        for (port, tags) in ports {
+            if let Err(kind) = check_edge(uplink, port, edges) {
+                self.report(&service.name, kind);
+                continue;
+            }
+            let asking: Vec<_> = placed.iter().filter(|placed| has_tag(placed.instance, &tags)).collect();
+            edges.insert(port, Edge::new(service, &asking));
+            let members = self.edge_members(&service.name, port, &asking);
+            let added = self.add_frontend(vip_key(addr, port), abi::VIP_EDGE, members, FrontendSource::Edge);
+            frontends.extend(self.or_report(&service.name, added));
+        }
+        frontends
+    }
+
+    /// The ports a service asks for, each with the tags that do; a tag that is no route is reported once.
+    fn edge_ports(&mut self, service: &'a RoutedService) -> BTreeMap<u16, BTreeSet<&'a str>> {
+        let tags: BTreeSet<&str> =
+            service.instances.iter().flat_map(|instance| &instance.tags).map(|t| t.as_str()).collect();
+        let mut ports: BTreeMap<u16, BTreeSet<&str>> = BTreeMap::new();
+        for tag in tags {
+            match tags::parse(tag) {
+                None => {}
+                Some(Ok(port)) => {
+                    ports.entry(port.0).or_default().insert(tag);
+                }
+                Some(Err(problem)) => {
+                    self.report(&service.name, RouteProblemKind::Tag { tag: Excerpt::of(tag), problem });
+                }
+            }
+        }
+        ports
+    }
+
+    fn edge_members(&mut self, service: &str, port: u16, asking: &[&Placed<'_>]) -> Vec<RingMember> {
+        let (host, bridge): (Vec<_>, Vec<_>) =
+            asking.iter().copied().partition(|placed| placed.instance.network == InstanceNetwork::Host);
+        if let Some(placed) = host.first() {
+            let (address, instance_port) = (placed.instance.address, placed.instance.port);
+            self.report(service, RouteProblemKind::HostNetwork { port, address, instance_port });
+        }
+        ring_members(takers(bridge.into_iter()).into_iter())
+    }
+
+    /// Host ports of local allocations, each a frontend with one backend. An edge route on the same port goes first.
+    fn add_host_ports(&mut self, edges: &BTreeMap<u16, Edge>) {
+        let snapshot = self.snapshot;
+        let Some(uplink) = snapshot.uplink.as_ref().and_then(|uplink| be32(uplink.address)) else { return };
+        for (address, endpoint) in &snapshot.endpoints {
+            for port in &endpoint.ports {
+                match (edges.get(&port.host_port), be32(*address)) {
+                    (Some(edge), _) => self.report_hidden(edge, endpoint, port.host_port),
+                    (None, Some(addr)) => self.add_host_port(uplink, endpoint, addr, port),
+                    (None, None) => {}
+                }
+            }
+        }
+    }
+
+    fn report_hidden(&mut self, edge: &Edge, endpoint: &LocalEndpoint, port: u16) {
+        if !edge.allocs.contains(&endpoint.alloc_id) {
+            let alloc_id = endpoint.alloc_id;
+            self.report(&edge.service, RouteProblemKind::HostPortHidden { port, alloc_id });
+        }
+    }
+
+    fn add_host_port(&mut self, uplink: Be32, endpoint: &LocalEndpoint, addr: Be32, port: &model::AllocatedPort) {
+        let key = BackendKey { addr, port: Be16::new(port.to), proto: PROTO_TCP, service: HOST_PORT };
+        let Ok(id) = self.assigner.backend(key) else {
+            return self.report_host_port(endpoint, "backend");
+        };
+        let flags = abi::BACKEND_LOCAL;
+        let backend =
+            Backend { addr, port: key.port, proto: PROTO_TCP, flags, node: abi::NODE_SELF, service: HOST_PORT };
+        self.image.backends.insert(id, backend);
+        let members = vec![RingMember { member: Member { key: key.member_key(), weight: 1 }, id }];
+        let added =
+            self.add_frontend(vip_key(uplink, port.host_port), abi::VIP_EDGE, members, FrontendSource::HostPort);
+        match added {
+            Ok(frontend) => self.attach_host_port(endpoint, port, frontend),
+            Err(_) => self.report_host_port(endpoint, "frontend"),
+        }
+    }
+
+    /// Shows the mapped port on the services of the allocation that listen on its target.
+    fn attach_host_port(&mut self, endpoint: &LocalEndpoint, port: &model::AllocatedPort, frontend: FrontendRoute) {
+        let here = |backend: &BackendRoute| backend.alloc_id == endpoint.alloc_id && backend.port == port.to;
+        for service in self.services.iter_mut().filter(|service| service.backends.iter().any(here)) {
+            service.frontends.push(frontend.clone());
+        }
+    }
+
+    fn report_host_port(&mut self, endpoint: &LocalEndpoint, table: &'static str) {
+        let service = format!("allocation {}", endpoint.alloc_id.short());
+        self.report(&service, RouteProblemKind::TableFull { table });
+    }
+
+    fn add_frontend(
+        &mut self,
+        key: VipKey,
+        flags: u16,
+        members: Vec<RingMember>,
+        source: FrontendSource,
+    ) -> Result<FrontendRoute, Full> {
+        let ring = self.assigner.ring(&key, members)?;
+        let frontend = u16::try_from(ring).map_err(|_| Full)?;
+        self.image.vips.insert(key, VipValue { frontend, flags, ring });
+        let address = IpAddr::V4(Ipv4Addr::from(key.addr));
+        Ok(FrontendRoute { address, port: key.port.get(), ring, source })
+    }
+
+    fn or_report(&mut self, service: &str, added: Result<FrontendRoute, Full>) -> Option<FrontendRoute> {
+        added.inspect_err(|_| self.report(service, RouteProblemKind::TableFull { table: "ring" })).ok()
+    }
+
+    fn report(&mut self, service: &str, kind: RouteProblemKind) {
+        self.problems.push(RouteProblem { service: service.to_owned(), kind });
+    }
+}
+
+/// The service tag of backends behind mapped host ports.
+const HOST_PORT: u32 = 0;
+
+fn check_edge(uplink: &Uplink, port: u16, edges: &BTreeMap<u16, Edge>) -> Result<(), RouteProblemKind> {
+    match edges.get(&port) {
+        Some(edge) => Err(RouteProblemKind::PortTaken { port, holder: edge.service.clone() }),
+        None if uplink.reserved_ports.contains(&port) => Err(RouteProblemKind::PortReserved { port }),
+        None => Ok(()),
+    }
+}
+
+fn has_tag(instance: &Instance, tags: &BTreeSet<&str>) -> bool {
+    instance.tags.iter().any(|tag| tags.contains(tag.as_str()))
+}
+
+/// Who gets new flows: the active ones; when there is none, those that drain but work, because somebody must.
+fn takers<'p, 'a: 'p>(placed: impl Iterator<Item = &'p Placed<'a>>) -> Vec<&'p Placed<'a>> {
+    let placed: Vec<_> = placed.collect();
+    let of = |wanted: fn(&Instance) -> bool| placed.iter().copied().filter(|placed| wanted(placed.instance)).collect();
+    let active: Vec<_> = of(Instance::is_active);
+    if active.is_empty() { of(|instance| instance.health != Health::Critical) } else { active }
+}
+
+/// Ordered by what all nodes agree on; an address registered twice counts once.
+fn ring_members<'p, 'a: 'p>(takers: impl Iterator<Item = &'p Placed<'a>>) -> Vec<RingMember> {
+    let by_id: BTreeMap<u32, RingMember> = takers.map(|placed| (placed.id, placed.ring_member())).collect();
+    let mut members: Vec<RingMember> = by_id.into_values().collect();
+    members.sort();
+    members
+}
+
+impl Placed<'_> {
+    fn ring_member(&self) -> RingMember {
+        RingMember { member: Member { key: self.key.member_key(), weight: self.instance.weight }, id: self.id }
+    }
+
+    fn route(&self) -> BackendRoute {
+        BackendRoute {
+            id: self.id,
+            alloc_id: self.instance.alloc_id,
+            node: self.instance.node_name.clone(),
+            address: self.instance.address,
+            port: self.instance.port,
+            weight: self.instance.weight,
+            state: BackendState::of(self.instance),
+        }
+    }
+}
+
+impl Edge {
+    fn new(service: &RoutedService, asking: &[&Placed<'_>]) -> Self {
+        let allocs = asking.iter().map(|placed| placed.instance.alloc_id).collect();
+        Self { service: service.name.clone(), allocs }
+    }
+}
+
+fn vip_key(addr: Be32, port: u16) -> VipKey {
+    VipKey { addr, port: Be16::new(port), proto: PROTO_TCP, pad: 0 }
+}
+
+/// Stands for the service's name in backend entries; the same after a restart, and never [`HOST_PORT`].
+fn service_tag(name: &str) -> u32 {
+    (crate::maglev::member_key(name.as_bytes()) as u32).max(1)
+}
+
+/// The /26 blocks that a range consists of. A shorter one than /26 never comes from the catalog, and means nothing here.
+fn split_block(range: &IpNet) -> Vec<Be32> {
+    let IpNet::V4(range) = range else { return Vec::new() };
+    let blocks = range.subnets(abi::BLOCK_PREFIX_LEN as u8);
+    blocks
+        .map(|blocks| blocks.take(BLOCKS_PER_RANGE_MAX).map(|block| block.network().into()).collect())
+        .unwrap_or_default()
+}
+
+/// A /16 of one node; more would fill the map on one entry's word.
+const BLOCKS_PER_RANGE_MAX: usize = 1 << 10;
+
+fn be32(address: IpAddr) -> Option<Be32> {
+    match address {
+        IpAddr::V4(address) => Some(address.into()),
+        IpAddr::V6(_) => None,
+    }
+}

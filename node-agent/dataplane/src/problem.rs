@@ -1,0 +1,41 @@
+//! Routes that cannot be made, as data: each on its service, none touching another.
+
+use crate::tags::{Excerpt, TagProblem};
+use model::AllocId;
+use std::net::IpAddr;
+use thiserror::Error;
+
+/// Why something of a service is not in the data path of this node.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{service}: {kind}")]
+pub struct RouteProblem {
+    pub service: String,
+    #[source]
+    pub kind: RouteProblemKind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum RouteProblemKind {
+    #[error("tag `{tag}`: {problem}")]
+    Tag { tag: Excerpt, problem: TagProblem },
+    #[error("port {port} of every node already belongs to service `{holder}`; choose another port")]
+    PortTaken { port: u16, holder: String },
+    #[error("port {port} is used by the node itself; choose another port")]
+    PortReserved { port: u16 },
+    #[error(
+        "port {port} is also the host port of allocation {alloc_id} here; the route stands, the host port does not"
+    )]
+    HostPortHidden { port: u16, alloc_id: AllocId },
+    #[error(
+        "port {port}: instance {address}:{instance_port} is in host network mode, which an edge route cannot reach yet; use bridge mode"
+    )]
+    HostNetwork { port: u16, address: IpAddr, instance_port: u16 },
+    #[error("address {address} is IPv6, which is not built yet")]
+    Ipv6 { address: IpAddr },
+    #[error("the node's {table} table is full; nothing more can be added until services go")]
+    TableFull { table: &'static str },
+    #[error(
+        "instance {address}:{port} is on node {node}, which this agent does not know; it is left out until it does"
+    )]
+    NodeUnknown { address: IpAddr, port: u16, node: String },
+}
