@@ -41,6 +41,17 @@ impl Usage {
         self.ports.extend(alloc.ports.iter().map(|port| port.host_port));
     }
 
+    /// Takes back what [`Usage::add`] of the same allocation added.
+    pub fn remove(&mut self, alloc: &Allocation) {
+        let share = demand_of(alloc);
+        self.resources.cpu_mhz = self.resources.cpu_mhz.saturating_sub(share.cpu_mhz);
+        self.resources.memory_mb = self.resources.memory_mb.saturating_sub(share.memory_mb);
+        self.resources.disk_mb = self.resources.disk_mb.saturating_sub(share.disk_mb);
+        for port in &alloc.ports {
+            self.ports.remove(&port.host_port);
+        }
+    }
+
     /// Every dimension in which `demand` and `ports` do not fit beside this usage; empty when they fit.
     pub fn misfits(&self, node: &Node, demand: NodeResources, ports: &[u16]) -> Vec<Exhausted> {
         let total = self.resources.plus(demand);
