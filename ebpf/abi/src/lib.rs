@@ -217,11 +217,11 @@ pub mod maps {
         VIPS "vips" Hash<VipKey, VipValue> VIPS_MAX = 16_384;
         /// `ring -> RingHead`, mmapable.
         RING_HEADS "ring_heads" Array<u64> RING_HEADS_MAX = 16_384;
-        /// Slabs of backend ids, mmapable.
-        RING_SLOTS "ring_slots" Array<u32> RING_SLOTS_MAX = 4_194_304;
-        /// `id -> Backend`.
+        /// Slabs of backend ids, mmapable. The kernel gives every element 8 bytes.
+        RING_SLOTS "ring_slots" Array<u32> RING_SLOTS_MAX = 2_097_152;
+        /// `id -> Backend`, mmapable.
         BACKENDS "backends" Array<Backend> BACKENDS_MAX = 65_536;
-        /// `node index -> Node`.
+        /// `node index -> Node`, mmapable.
         NODES "nodes" Array<Node> NODES_MAX = 8_192;
         /// `node address -> node index`.
         NODE_BY_ADDR "node_by_addr" Hash<Be32, u32> NODE_BY_ADDR_MAX = 8_192;

@@ -84,4 +84,7 @@ reasons! {
     ConnectRefused = 22, "connect_refused", Noted;
     /// An inner destination that is the node's own went to the stack.
     TunnelToHost = 23, "tunnel_to_host", Noted;
+
+    /// The interface does not forward: `net.ipv4.ip_forward` is off.
+    ForwardingDisabled = 24, "forwarding_disabled", Dropped;
 }

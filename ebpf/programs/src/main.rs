@@ -1,0 +1,31 @@
+//! What runs in the kernel. One file per program; `maps` holds their shared state.
+//!
+//! ```text
+//!            wire                          allocation                     socket
+//!             │                                 │                            │
+//!        xdp_uplink ── tunnel ── xdp_uplink ── veth ── tc_veth           connect4
+//!         (entry)                (backend's node)    (replies, overlay)
+//! ```
+#![no_std]
+#![no_main]
+
+mod connect4;
+mod count;
+mod entry;
+mod flow;
+mod frame;
+mod maps;
+mod tc_veth;
+mod xdp_pass;
+mod xdp_uplink;
+
+/// GPL-only helpers need a compatible license.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// Nothing here panics; the linker wants a handler all the same.
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
