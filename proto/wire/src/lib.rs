@@ -16,6 +16,7 @@ pub mod pb {
 
 pub mod command;
 mod convert;
+pub mod nomad;
 pub mod outcome;
 pub mod routes;
 pub mod session;
