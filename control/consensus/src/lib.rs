@@ -14,10 +14,19 @@
 //! that remembers the promise is on disk.
 
 mod api;
+mod applier;
+mod core;
+mod driver;
+mod io;
+mod log;
 mod raft;
+mod reads;
+mod store;
 
 pub use api::{
     ChangeError, Committed, Config, MembershipChange, OnFatal, ProposeError, ReadError, RestoreError, Role, StartError,
     StateMachine, Status, StoreError, Transport,
 };
+pub use core::{Applied, Core, CoreConfig, CoreError, Effect, Payload, Position, Standing, StepError};
 pub use raft::{Pending, Raft};
+pub use store::{Base, DiskStore, Loaded, LogStore, MemoryStore, SnapshotWrite, Write, genesis};
