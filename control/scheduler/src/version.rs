@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn unreadable_versions_match_nothing() {
-        for text in ["", "x", "1..2", "-", "1.2.3-é", ">", "99999999999999999999"] {
+        for text in ["", "x", "1..2", "-", ">", "99999999999999999999"] {
             check(text, ">= 0", false, false);
             check("1.2.3", text, false, false);
         }

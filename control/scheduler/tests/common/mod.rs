@@ -1,0 +1,246 @@
+//! A cluster to schedule on: the real catalog, driven by commands, with a clock that moves when told.
+
+use catalog::Catalog;
+use model::{
+    AllocId, AllocUpdate, Allocation, Applied, Authority, Check, CheckKind, CheckState, ClientStatus, Command,
+    DriverStatus, Eligibility, Envelope, Epoch, EvalId, EvalStatus, EvalTrigger, Evaluation, ExecConfig, Health, Index,
+    Job, JobId, JobKind, LogConfig, Network, NetworkMode, Node, NodeId, NodeResources, NodeStatus, Plan, PortRequest,
+    Refusal, Resources, RestartPolicy, Service, Task, TaskDriver, TaskGroup, TaskPhase, TaskState, Timestamp,
+};
+use scheduler::ClusterView;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub struct Cluster {
+    pub catalog: Catalog,
+    pub now: Timestamp,
+    pub seed: u64,
+    evals: u128,
+}
+
+impl Cluster {
+    pub fn new(seed: u64) -> Self {
+        let mut cluster =
+            Self { catalog: Catalog::default(), now: Timestamp::from_secs(1_700_000_000), seed, evals: 0 };
+        cluster.must(Command::Bootstrap {
+            authority: Authority { certificate_der: Vec::new(), sealed_key: Vec::new() },
+            alloc_range: "10.64.0.0/11".parse().unwrap(),
+            vip_range: "10.43.0.0/16".parse().unwrap(),
+        });
+        cluster
+    }
+
+    pub fn apply(&mut self, command: Command) -> Result<Applied, Refusal> {
+        let index = Index(self.catalog.index().0 + 1);
+        self.catalog.apply(index, &Envelope { proposed_at: self.now, feature_level: 1, command })
+    }
+
+    pub fn must(&mut self, command: Command) -> Applied {
+        self.apply(command).unwrap()
+    }
+
+    pub fn advance(&mut self, time: Duration) {
+        self.now = self.now.plus(time);
+    }
+
+    pub fn eval(&mut self, job: &str) -> Evaluation {
+        self.evals += 1;
+        Evaluation {
+            id: EvalId::from_random(self.evals),
+            job_id: JobId(job.to_owned()),
+            priority: 50,
+            trigger: EvalTrigger::JobRegister,
+            status: EvalStatus::Pending,
+            status_description: String::new(),
+            wait_until: Timestamp::NEVER,
+            failures: BTreeMap::new(),
+            queued: BTreeMap::new(),
+            created_at: self.now,
+            modified_at: self.now,
+            created_at_index: Index(0),
+            modified_at_index: Index(0),
+        }
+    }
+
+    pub fn register_node(&mut self, mut node: Node) {
+        node.epoch = Epoch(self.catalog.node(node.id).map_or(0, |known| known.epoch.0) + 1);
+        self.must(Command::RegisterNode(Box::new(node)));
+    }
+
+    pub fn set_status(&mut self, name: &str, status: NodeStatus) {
+        let node = self.node_named(name);
+        self.must(Command::SetNodeStatus { node_id: node.id, epoch: node.epoch, status, evals: Vec::new() });
+    }
+
+    pub fn register_job(&mut self, job: Job) {
+        let eval = self.eval(&job.id.0);
+        self.must(Command::RegisterJob { job: Box::new(job), eval });
+    }
+
+    pub fn stop_job(&mut self, job: &str, purge: bool) {
+        let eval = self.eval(job);
+        self.must(Command::DeregisterJob { job_id: JobId(job.to_owned()), purge, eval });
+    }
+
+    /// Plans and applies; the plan, what was dropped and the evaluation afterwards.
+    pub fn plan_and_apply(&mut self, job: &str) -> (Plan, Applied, Arc<Evaluation>) {
+        let eval = self.eval(job);
+        self.must(Command::UpsertEvals(vec![eval.clone()]));
+        let plan = self.plan(&eval);
+        let applied = self.must(Command::ApplyPlan { plan: Box::new(plan.clone()), follow_up: None });
+        (plan, applied, self.catalog.eval(eval.id).unwrap().clone())
+    }
+
+    pub fn plan(&self, eval: &Evaluation) -> Plan {
+        let job = self.catalog.job(&eval.job_id);
+        scheduler::plan(&self.view(eval), eval, job.map(Arc::as_ref), self.now, self.seed)
+    }
+
+    pub fn view(&self, eval: &Evaluation) -> ClusterView<'_> {
+        ClusterView {
+            index: self.catalog.index(),
+            nodes: self.catalog.nodes().map(Arc::as_ref).collect(),
+            allocs: self
+                .catalog
+                .allocs()
+                .filter(|alloc| alloc.is_live() || *alloc.job_id() == eval.job_id)
+                .map(Arc::as_ref)
+                .collect(),
+        }
+    }
+
+    /// What the allocation's node would report.
+    pub fn report(&mut self, id: AllocId, client: ClientStatus, health: Health) {
+        let alloc = self.catalog.alloc(id).unwrap().clone();
+        let node = self.catalog.node(alloc.node_id).unwrap().clone();
+        let update = update(&alloc, client, health, self.now);
+        self.must(Command::UpdateAllocs {
+            node_id: node.id,
+            epoch: node.epoch,
+            updates: vec![update],
+            evals: Vec::new(),
+        });
+    }
+
+    pub fn node_named(&self, name: &str) -> Arc<Node> {
+        self.catalog.nodes().find(|node| node.name == name).unwrap_or_else(|| panic!("no node {name}")).clone()
+    }
+
+    pub fn live(&self) -> Vec<Arc<Allocation>> {
+        self.catalog.allocs().filter(|alloc| alloc.is_live()).cloned().collect()
+    }
+}
+
+pub fn update(alloc: &Allocation, client: ClientStatus, health: Health, now: Timestamp) -> AllocUpdate {
+    let group = alloc.task_group().unwrap();
+    let (phase, finished_at) = match client {
+        ClientStatus::Pending => (TaskPhase::Pending, Timestamp::NEVER),
+        ClientStatus::Running => (TaskPhase::Running, Timestamp::NEVER),
+        _ => (TaskPhase::Dead, now),
+    };
+    let state = TaskState { phase, finished_at, started_at: alloc.created_at, ..TaskState::default() };
+    let checks = group.all_services().flat_map(|service| service.checks.iter().map(|check| check.id(&service.name)));
+    AllocUpdate {
+        alloc_id: alloc.id,
+        client,
+        client_description: String::new(),
+        task_states: group.tasks.iter().map(|task| (task.name.clone(), state.clone())).collect(),
+        address: None,
+        checks: checks
+            .map(|id| (id, CheckState { health, output: String::new(), changed_at: Timestamp::NEVER }))
+            .collect(),
+    }
+}
+
+/// Ready to register; everything but the name is alike.
+pub fn node(name: &str) -> Node {
+    let number = name.bytes().fold(7u128, |bits, byte| bits.wrapping_mul(31).wrapping_add(u128::from(byte)));
+    let healthy = DriverStatus { detected: true, healthy: true, description: String::new() };
+    Node {
+        id: NodeId::from_random(number),
+        name: name.to_owned(),
+        datacenter: "dc1".to_owned(),
+        pool: "default".to_owned(),
+        class: String::new(),
+        address: IpAddr::V4(Ipv4Addr::new(10, 77, 0, 11)),
+        attributes: BTreeMap::from([("kernel.name".to_owned(), "linux".to_owned())]),
+        meta: BTreeMap::new(),
+        resources: NodeResources { cpu_mhz: 4000, memory_mb: 4096, disk_mb: 10_000 },
+        drivers: BTreeMap::from([("exec".to_owned(), healthy)]),
+        status: NodeStatus::Initializing,
+        eligibility: Eligibility::Eligible,
+        epoch: Epoch(0),
+        blocks: Vec::new(),
+        version: "0.1.0".to_owned(),
+        status_changed_at: Timestamp::NEVER,
+        created_at_index: Index(0),
+        modified_at_index: Index(0),
+    }
+}
+
+pub fn job(name: &str, groups: Vec<TaskGroup>) -> Job {
+    Job {
+        id: JobId(name.to_owned()),
+        name: name.to_owned(),
+        namespace: "default".to_owned(),
+        region: "global".to_owned(),
+        kind: JobKind::Service,
+        priority: 50,
+        datacenters: vec!["*".to_owned()],
+        node_pool: "default".to_owned(),
+        constraints: Vec::new(),
+        meta: BTreeMap::new(),
+        groups,
+        version: 0,
+        stopped: false,
+        submitted_at: Timestamp::NEVER,
+    }
+}
+
+pub fn group(name: &str, count: u32) -> TaskGroup {
+    TaskGroup {
+        name: name.to_owned(),
+        count,
+        constraints: Vec::new(),
+        restart: RestartPolicy::SERVICE,
+        network: None,
+        services: Vec::new(),
+        tasks: vec![task("main")],
+        meta: BTreeMap::new(),
+        disk_mb: 300,
+    }
+}
+
+pub fn task(name: &str) -> Task {
+    Task {
+        name: name.to_owned(),
+        driver: TaskDriver::Exec(ExecConfig { command: "/bin/true".to_owned(), args: Vec::new() }),
+        user: None,
+        env: BTreeMap::new(),
+        constraints: Vec::new(),
+        resources: Resources::default(),
+        kill_timeout: Duration::from_secs(5),
+        kill_signal: None,
+        services: Vec::new(),
+        logs: LogConfig::default(),
+        meta: BTreeMap::new(),
+    }
+}
+
+pub fn add_port(group: &mut TaskGroup, label: &str, static_port: Option<u16>, to: Option<u16>) {
+    let network = group.network.get_or_insert_with(|| Network { mode: NetworkMode::Host, ports: Vec::new() });
+    network.ports.push(PortRequest { label: label.to_owned(), static_port, to });
+}
+
+pub fn checked_service(name: &str) -> Service {
+    let check = Check {
+        name: "alive".to_owned(),
+        kind: CheckKind::Tcp,
+        interval: Duration::from_secs(1),
+        timeout: Duration::from_secs(1),
+        port_label: None,
+    };
+    Service { name: name.to_owned(), tags: Vec::new(), port_label: None, checks: vec![check], meta: BTreeMap::new() }
+}
