@@ -89,9 +89,8 @@ impl Hierarchies {
 
     /// The first thing a task needs that no hierarchy offers.
     pub fn missing(&self) -> Option<&'static str> {
-        let limits = Self::V2_WANTED.into_iter();
-        let unlimited =
-            limits.filter(|name| !self.v1.contains_key(*name) && !self.v2_controllers.contains(*name)).next();
+        let limited = |name: &&str| self.v1.contains_key(*name) || self.v2_controllers.contains(*name);
+        let unlimited = Self::V2_WANTED.into_iter().find(|name| !limited(name));
         let no_killer = self.v2.is_none() && !self.v1.contains_key("freezer");
         unlimited.or(no_killer.then_some("freezer"))
     }
@@ -123,21 +122,25 @@ impl Hierarchies {
 }
 
 impl Cgroup {
-    /// Makes the directories and sets the limits. Refused when processes of an earlier run are left in them.
-    pub fn create(on: &Hierarchies, path: &Path, limits: &Limits) -> Result<Self, CgroupError> {
+    /// Names the directories and makes none. Refused when processes of an earlier run are left in them.
+    pub fn claim(on: &Hierarchies, path: &Path) -> Result<Self, CgroupError> {
         if let Some(name) = on.missing() {
             return Err(CgroupError::Missing { name });
         }
-        on.delegate(path)?;
         let cgroup = on.at(path);
         for dir in cgroup.dirs() {
-            make(dir)?;
             if !processes(dir)?.is_empty() {
                 return Err(CgroupError::Busy { path: dir.to_owned() });
             }
         }
-        cgroup.limit(on, limits)?;
         Ok(cgroup)
+    }
+
+    /// Makes the directories and sets the limits.
+    pub fn create(&self, on: &Hierarchies, path: &Path, limits: &Limits) -> Result<(), CgroupError> {
+        on.delegate(path)?;
+        self.dirs().into_iter().try_for_each(make)?;
+        self.limit(on, limits)
     }
 
     /// Moves the calling process out of the agent's groups, into one that all supervisors of the node share.
@@ -323,7 +326,7 @@ fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Cgro
 }
 
 /// mountinfo writes blanks and backslashes as three octal digits.
-fn unescape(text: &str) -> PathBuf {
+pub(crate) fn unescape(text: &str) -> PathBuf {
     PathBuf::from(text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\"))
 }
 

@@ -1,0 +1,240 @@
+//! A node with allocations to start real tasks on, cleared away whatever happens.
+
+use drivers::{Directories, Driver, Exec, Launch, Launcher, RawExec, State, TaskHandle, TaskSpec, cgroup};
+use model::*;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub const NODE_ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 77, 0, 11));
+
+/// One node of its own per test, so that tests run beside each other.
+pub struct Bench {
+    pub dir: tempfile::TempDir,
+    pub node: Node,
+    alloc_id: AllocId,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "these tests start real tasks: run them as root");
+        let node = node(NodeId(uuid::Uuid::from_bytes(random())));
+        Self { dir: tempfile::tempdir().expect("dir"), node, alloc_id: AllocId(uuid::Uuid::from_bytes(random())) }
+    }
+
+    pub fn launcher(&self) -> Launcher {
+        Launcher::new(env!("CARGO_BIN_EXE_meshctl-task"))
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join(self.alloc_id.to_string())
+    }
+
+    pub fn dirs(&self) -> Directories {
+        Directories::under(&self.root(), "t")
+    }
+
+    /// The spec that the driver makes of a shell script.
+    pub fn script(&self, driver: &dyn Driver, script: &str) -> TaskSpec {
+        self.spec(driver, "/bin/sh", &["-c", script])
+    }
+
+    pub fn spec(&self, driver: &dyn Driver, command: &str, args: &[&str]) -> TaskSpec {
+        let config =
+            ExecConfig { command: command.to_owned(), args: args.iter().map(|arg| (*arg).to_owned()).collect() };
+        let task = task(match driver.name() {
+            "exec" => TaskDriver::Exec(config),
+            _ => TaskDriver::RawExec(config),
+        });
+        let alloc = alloc(self.alloc_id, &self.node, task);
+        let task = &alloc.job.groups[0].tasks[0];
+        let launch = Launch {
+            node: &self.node,
+            alloc: &alloc,
+            task,
+            root: &self.root(),
+            netns: None,
+            address: None,
+            resolver: Some(IpAddr::from([10, 64, 0, 1])),
+        };
+        driver.prepare(&launch).expect("prepares")
+    }
+
+    pub async fn start(&self, spec: &TaskSpec) -> TaskHandle {
+        self.launcher().start(spec).await.unwrap_or_else(|error| panic!("{error}: {}", self.supervisor_log()))
+    }
+
+    /// Runs a script to its end and gives its output.
+    pub async fn output(&self, driver: &dyn Driver, script: &str) -> String {
+        let task = self.start(&self.script(driver, script)).await;
+        let status = task.wait().await.expect("waits");
+        let output = self.log("stdout", 0);
+        assert!(status.success(), "{status}: {output}{}", self.log("stderr", 0));
+        task.forget().await.expect("forgets");
+        output
+    }
+
+    pub fn log(&self, stream: &str, index: u32) -> String {
+        let path = self.dirs().logs.join(format!("t.{stream}.{index}"));
+        std::fs::read_to_string(path).unwrap_or_default()
+    }
+
+    /// Waits for the text to appear in the first stdout file.
+    pub async fn saw(&self, text: &str) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !self.log("stdout", 0).contains(text) {
+            assert!(Instant::now() < deadline, "no {text:?} in {:?}", self.log("stdout", 0));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Nothing of the task is left in the kernel: no cgroup, no mount, no process.
+    pub fn assert_clean(&self, state: &State) {
+        assert!(state.cgroup.is_gone(), "{:?}", state.cgroup);
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("reads");
+        let dir = self.dir.path().display().to_string();
+        assert!(!mounts.contains(&dir), "{mounts}");
+    }
+
+    fn supervisor_log(&self) -> String {
+        std::fs::read_to_string(self.dirs().control.join("supervisor.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if let Ok(Some(state)) = State::read(&self.dirs().control) {
+            for pid in supervisors(&self.dirs().control) {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            }
+            let _ = state.cgroup.kill_all().and_then(|()| state.cgroup.remove());
+        }
+        // The last supervisor may be on its way out.
+        let gone = (0..300).any(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            cgroup::remove_node(&self.node.id.short()).is_ok()
+        });
+        assert!(gone || std::thread::panicking(), "the node's cgroups are left");
+    }
+}
+
+/// The supervisors of a control directory, by their command line.
+pub fn supervisors(control: &Path) -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").expect("lists").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let wanted = format!("meshctl\0supervise\0{}\0", control.display());
+    pids.filter(|pid| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == wanted.as_bytes()))
+        .collect()
+}
+
+/// Whether any process of the machine has the text in its command line.
+pub fn runs(text: &str) -> bool {
+    let entries = std::fs::read_dir("/proc").expect("lists").flatten();
+    let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    lines.into_iter().any(|line| String::from_utf8_lossy(&line).contains(text))
+}
+
+pub fn drivers() -> [Box<dyn Driver>; 2] {
+    [Box::new(Exec), Box::new(RawExec { enabled: true })]
+}
+
+fn random() -> [u8; 16] {
+    use std::io::Read;
+    let mut bytes = [0; 16];
+    std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).expect("random");
+    bytes
+}
+
+fn task(driver: TaskDriver) -> Task {
+    Task {
+        name: "t".into(),
+        driver,
+        user: None,
+        env: BTreeMap::from([("GREETING".into(), "hi from ${node.unique.name}".into())]),
+        constraints: Vec::new(),
+        resources: Resources { cpu_mhz: 100, memory_mb: 64 },
+        kill_timeout: Duration::from_secs(5),
+        kill_signal: None,
+        services: Vec::new(),
+        logs: LogConfig { files_max: 3, file_size_mb_max: 1 },
+        meta: BTreeMap::new(),
+    }
+}
+
+fn alloc(id: AllocId, node: &Node, task: Task) -> Allocation {
+    let group = TaskGroup {
+        name: "g".into(),
+        count: 1,
+        constraints: Vec::new(),
+        restart: RestartPolicy::SERVICE,
+        network: None,
+        services: Vec::new(),
+        tasks: vec![task],
+        meta: BTreeMap::from([("colour".into(), "red".into())]),
+        disk_mb: 10,
+    };
+    let job = Job {
+        id: JobId("j".into()),
+        name: "j".into(),
+        namespace: "default".into(),
+        region: "global".into(),
+        kind: JobKind::Service,
+        priority: 50,
+        datacenters: vec!["*".into()],
+        node_pool: "default".into(),
+        constraints: Vec::new(),
+        meta: BTreeMap::new(),
+        groups: vec![group],
+        version: 0,
+        stopped: false,
+        submitted_at: Timestamp::NEVER,
+    };
+    Allocation {
+        id,
+        eval_id: EvalId::from_random(1),
+        node_id: node.id,
+        node_name: node.name.clone(),
+        job: Arc::new(job),
+        group: "g".into(),
+        slot: 0,
+        ports: vec![AllocatedPort { label: "http".into(), host_port: 20_001, to: 8080 }],
+        previous: None,
+        reschedules: 0,
+        desired: DesiredStatus::Run,
+        desired_description: String::new(),
+        client: ClientStatus::Pending,
+        client_description: String::new(),
+        task_states: BTreeMap::new(),
+        address: None,
+        checks: BTreeMap::new(),
+        created_at: Timestamp::NEVER,
+        modified_at: Timestamp::NEVER,
+        created_at_index: Index(0),
+        modified_at_index: Index(0),
+    }
+}
+
+fn node(id: NodeId) -> Node {
+    Node {
+        id,
+        name: "n1".into(),
+        datacenter: "dc1".into(),
+        pool: "default".into(),
+        class: String::new(),
+        address: NODE_ADDRESS,
+        attributes: BTreeMap::new(),
+        meta: BTreeMap::new(),
+        resources: NodeResources::default(),
+        drivers: BTreeMap::new(),
+        status: NodeStatus::Ready,
+        eligibility: Eligibility::Eligible,
+        epoch: Epoch(1),
+        blocks: Vec::new(),
+        version: VERSION.into(),
+        status_changed_at: Timestamp::NEVER,
+        created_at_index: Index(0),
+        modified_at_index: Index(0),
+    }
+}

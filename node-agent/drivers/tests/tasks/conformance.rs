@@ -1,0 +1,177 @@
+//! The suite that every driver passes.
+
+use crate::common::{Bench, drivers, runs, supervisors};
+use drivers::{Driver, HandleError, Outcome, Phase, StartError};
+use std::time::{Duration, Instant};
+
+/// Runs the check once for each driver, each on a node of its own.
+macro_rules! each_driver {
+    ($(#[$doc:meta])* $name:ident, $bench:ident, $driver:ident, $body:block) => {
+        $(#[$doc])*
+        #[tokio::test]
+        async fn $name() {
+            for driver in drivers() {
+                let ($bench, $driver): (Bench, &dyn Driver) = (Bench::new(), &*driver);
+                println!("driver {}", $driver.name());
+                $body
+            }
+        }
+    };
+}
+
+each_driver!(a_healthy_machine_offers_the_driver, _bench, driver, {
+    let status = driver.fingerprint();
+    assert!(status.detected && status.healthy, "{status:?}");
+});
+
+each_driver!(exit_codes_come_through, bench, driver, {
+    for code in [0, 1, 42, 255] {
+        let task = bench.start(&bench.script(driver, &format!("exit {code}"))).await;
+        let status = task.wait().await.expect("waits");
+        assert_eq!((status.outcome, status.oom_killed), (Outcome::Exited(code), false));
+        assert!(status.finished_at_ns >= status.started_at_ns && status.started_at_ns > 0);
+        bench.assert_clean(&task.status().await.expect("status"));
+        let control = task.control().to_owned();
+        task.forget().await.expect("forgets");
+        assert!(!control.exists());
+    }
+});
+
+each_driver!(a_signal_that_kills_is_told_from_an_exit_code, bench, driver, {
+    let task = bench.start(&bench.script(driver, "kill -SEGV $$")).await;
+    assert_eq!(task.wait().await.expect("waits").outcome, Outcome::Signaled(11));
+});
+
+each_driver!(output_and_environment_are_the_tasks, bench, driver, {
+    let script = "echo \"$GREETING $NOMAD_PORT_http $NOMAD_META_COLOUR $NOMAD_ALLOC_INDEX\"; \
+                  echo problem >&2; touch $NOMAD_TASK_DIR/a $NOMAD_ALLOC_DIR/data/b $NOMAD_SECRETS_DIR/c; \
+                  test -z \"$CARGO\" && cat && pwd";
+    let output = bench.output(driver, script).await;
+    let pwd = if driver.name() == "exec" { "/".to_owned() } else { bench.root().join("t").display().to_string() };
+    assert_eq!(output, format!("hi from n1 8080 red 0\n{pwd}\n"));
+    assert_eq!(bench.log("stderr", 0), "problem\n");
+    assert!(bench.dirs().local.join("a").exists() && bench.dirs().alloc.join("data/b").exists());
+});
+
+each_driver!(a_command_that_cannot_run_is_an_error_at_start, bench, driver, {
+    let plain = bench.root().join("plain");
+    std::fs::create_dir_all(bench.root()).and_then(|()| std::fs::write(&plain, "x")).expect("writes");
+    let cases = [("/usr/nothing/here", "does not exist"), ("nothing-of-this-name", "PATH"), ("/etc/passwd", "mode")];
+    for (command, hint) in cases {
+        let error = bench.launcher().start(&bench.spec(driver, command, &[])).await.expect_err("must not start");
+        let text = error.to_string();
+        assert!(matches!(error, StartError::NotStarted(_)), "{error:?}");
+        assert!(text.contains(command) && text.contains(hint), "{text}");
+        assert!(!bench.dirs().control.exists(), "the control directory is left");
+    }
+    let mut spec = bench.script(driver, "true");
+    spec.user = Some("no-such-user".into());
+    let error = bench.launcher().start(&spec).await.expect_err("must not start").to_string();
+    assert!(error.contains("no-such-user") && error.contains("/etc/passwd"), "{error}");
+});
+
+each_driver!(a_missing_network_namespace_is_named, bench, driver, {
+    let mut spec = bench.script(driver, "true");
+    spec.netns = Some("/run/netns/meshctl-none".into());
+    let error = bench.launcher().start(&spec).await.expect_err("must not start").to_string();
+    assert!(error.contains("/run/netns/meshctl-none"), "{error}");
+});
+
+each_driver!(signals_reach_the_task, bench, driver, {
+    let script = "trap 'echo got hup' HUP; trap 'echo got term; exit 3' TERM; echo ready; while :; do sleep 0.02; done";
+    let task = bench.start(&bench.script(driver, script)).await;
+    bench.saw("ready").await;
+    task.signal("SIGHUP").await.expect("signals");
+    bench.saw("got hup").await;
+    assert!(matches!(task.signal("SIGNONE").await, Err(HandleError::Refused(_))));
+    let status = task.kill("SIGTERM", Duration::from_secs(5)).await.expect("kills");
+    assert_eq!(status.outcome, Outcome::Exited(3));
+    assert!(matches!(task.signal("SIGHUP").await, Err(HandleError::Refused(_) | HandleError::Ended(_))));
+});
+
+each_driver!(a_task_that_ignores_its_signal_is_killed_after_the_timeout, bench, driver, {
+    let task = bench.start(&bench.script(driver, "trap '' INT TERM; echo ready; while :; do sleep 0.02; done")).await;
+    bench.saw("ready").await;
+    let begun = Instant::now();
+    let status = task.kill("SIGINT", Duration::from_millis(300)).await.expect("kills");
+    assert_eq!(status.outcome, Outcome::Signaled(9));
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(3), "{took:?}");
+    bench.assert_clean(&task.status().await.expect("status"));
+});
+
+each_driver!(children_do_not_outlive_the_task, bench, driver, {
+    let sleep = format!("86400.{}", std::process::id());
+    let script = format!("setsid sleep {sleep} & (setsid sleep {sleep} &); echo ready; exit 5");
+    let task = bench.start(&bench.script(driver, &script)).await;
+    assert_eq!(task.wait().await.expect("waits").outcome, Outcome::Exited(5));
+    assert!(!runs(&sleep), "a child is left");
+});
+
+each_driver!(logs_rotate_by_size_and_count, bench, driver, {
+    let mut spec = bench.script(driver, "i=0; while [ $i -lt 1000 ]; do echo 0123456789012345678; i=$((i+1)); done");
+    spec.logs = drivers::LogLimits { files_max: 2, file_bytes_max: 6_000 };
+    let task = bench.start(&spec).await;
+    task.wait().await.expect("waits");
+    let sizes: Vec<_> = (0..5).map(|index| bench.log("stdout", index).len()).collect();
+    assert_eq!(sizes, [0, 0, 6_000, 2_000, 0]);
+});
+
+each_driver!(a_task_never_runs_twice, bench, driver, {
+    let spec = bench.script(driver, "echo run; sleep 600");
+    let task = bench.start(&spec).await;
+    bench.saw("run").await;
+    assert!(matches!(bench.launcher().start(&spec).await, Err(StartError::Occupied(_))));
+    let second = std::process::Command::new(env!("CARGO_BIN_EXE_meshctl-task"))
+        .arg("supervise")
+        .arg(task.control())
+        .output()
+        .expect("runs");
+    assert!(!second.status.success() && String::from_utf8_lossy(&second.stderr).contains("another supervisor"));
+    assert!(matches!(task.clone().forget().await, Err(HandleError::Refused(_))), "a running task is not forgotten");
+    task.kill("SIGKILL", Duration::ZERO).await.expect("kills");
+    assert_eq!(bench.log("stdout", 0), "run\n");
+});
+
+each_driver!(a_restart_appends_to_the_logs, bench, driver, {
+    for _ in 0..2 {
+        bench.output(driver, "echo once").await;
+    }
+    assert_eq!(bench.log("stdout", 0), "once\nonce\n");
+});
+
+each_driver!(a_fork_bomb_is_bounded, bench, driver, {
+    let mut spec = bench.script(driver, "f() { f & f & }; (f) 2>/dev/null; echo ready; sleep 600");
+    spec.limits.pids_max = 30;
+    let task = bench.start(&spec).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let cgroup = task.status().await.expect("status").cgroup;
+    let dir = cgroup.v1.get("pids").or(cgroup.v2.as_ref()).expect("a pids cgroup");
+    let now: u64 = std::fs::read_to_string(dir.join("pids.current")).expect("reads").trim().parse().expect("number");
+    assert!(now <= 30, "{now}");
+    let status = task.kill("SIGKILL", Duration::ZERO).await.expect("kills");
+    assert_eq!(status.outcome, Outcome::Signaled(9));
+    bench.assert_clean(&task.status().await.expect("status"));
+});
+
+each_driver!(too_much_memory_is_reported_as_such, bench, driver, {
+    let mut spec = bench.script(driver, "exec tail -c 200m /dev/zero");
+    spec.limits.memory_bytes = 16 << 20;
+    let task = bench.start(&spec).await;
+    let status = task.wait().await.expect("waits");
+    assert_eq!((status.outcome.clone(), status.oom_killed), (Outcome::Signaled(9), true), "{status}");
+    assert!(status.to_string().contains("memory limit"), "{status}");
+});
+
+each_driver!(the_supervisor_leaves_after_the_end, bench, driver, {
+    let task = bench.start(&bench.script(driver, "exit 7")).await;
+    task.wait().await.expect("waits");
+    let deadline = Instant::now() + Duration::from_secs(8);
+    while !supervisors(task.control()).is_empty() {
+        assert!(Instant::now() < deadline, "the supervisor lingers");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(task.wait().await.expect("from disk").outcome, Outcome::Exited(7));
+    assert!(matches!(task.status().await.expect("from disk").phase, Phase::Exited(_)));
+    task.forget().await.expect("forgets");
+});

@@ -1,0 +1,7 @@
+//! Real tasks with real supervisors, as root: what every driver must do, what exec adds, and what happens when the agent or
+//! the supervisor dies.
+
+mod common;
+mod conformance;
+mod isolation;
+mod survival;
