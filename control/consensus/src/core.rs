@@ -548,10 +548,14 @@ impl Core {
         Payload::Nothing
     }
 
+    /// By number, by bytes, and after each change of membership: raft-rs restores no snapshot that does not name the
+    /// server restoring it, so one who has just been added could not use an older one.
     fn want_snapshot(&mut self) {
         let log = self.raw.store();
         let behind = self.applied.index.saturating_sub(log.snapshot_index());
-        let due = behind >= self.config.snapshot_every || (behind > 0 && log.bytes() > self.config.log_bytes_max);
+        let due = behind >= self.config.snapshot_every
+            || behind > 0 && log.bytes() > self.config.log_bytes_max
+            || behind > 0 && log.conf_state() != self.conf_state;
         if due && self.snapshot_wanted.is_none() {
             let Position { index, term } = self.applied;
             self.snapshot_wanted = Some(SnapshotMetadata { conf_state: Some(self.conf_state.clone()), index, term });

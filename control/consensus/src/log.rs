@@ -110,9 +110,14 @@ impl Storage for Log {
             return Err(StorageError::Unavailable.into());
         }
         let range = (low - self.base.index - 1) as usize..(high - self.base.index - 1) as usize;
-        let mut entries: Vec<Entry> = self.entries.range(range).cloned().collect();
-        raft::util::limit_size(&mut entries, max_size.into());
-        Ok(entries)
+        let bytes_max = max_size.into().unwrap_or(u64::MAX);
+        let mut bytes = 0;
+        // The first entry goes whatever its size, or a large one would never get through.
+        let fits = |entry: &&Entry| {
+            bytes += size(entry) as u64;
+            bytes <= bytes_max || entry.index == low
+        };
+        Ok(self.entries.range(range).take_while(fits).cloned().collect())
     }
 
     fn term(&self, index: u64) -> raft::Result<u64> {
@@ -133,9 +138,11 @@ impl Storage for Log {
         Ok(self.last())
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
         let index = self.snapshot_index();
-        if index == 0 || index < request_index {
+        let members = self.snapshot.get_metadata().get_conf_state();
+        let knows_receiver = members.voters.contains(&to) || members.learners.contains(&to);
+        if index == 0 || index < request_index || !knows_receiver {
             return Err(StorageError::SnapshotTemporarilyUnavailable.into());
         }
         Ok(self.snapshot.clone())

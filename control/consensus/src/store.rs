@@ -8,6 +8,11 @@ mod disk;
 mod files;
 mod memory;
 
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod damage;
+
 pub use disk::DiskStore;
 pub use memory::MemoryStore;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
