@@ -1,1 +1,473 @@
+//! The rules of every command, and what holds for all of them: replay equals restore, nothing panics, refusals leave no trace.
 
+mod fixtures;
+mod properties;
+
+use crate::Catalog;
+use fixtures::*;
+use model::{
+    AllocId, AllocUpdate, Allocation, CheckState, ClientStatus, Command, DesiredStatus, Epoch, EvalStatus, Evaluation,
+    Health, Index, InstanceNetwork, JobId, JoinToken, Network, NetworkMode, Node, NodeStatus, Plan, PlannedStop,
+    PortRequest, Refusal, Role, Table, TaskPhase, TaskState, Timestamp,
+};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+#[test]
+fn a_cluster_is_bootstrapped_once_and_before_all_else() {
+    let mut catalog = Log::default();
+    assert_eq!(catalog.refused(Command::UpsertEvals(Vec::new())), Refusal::NotBootstrapped);
+    for (alloc, vip) in
+        [("10.64.0.0/30", "10.43.0.0/16"), ("fd00::/48", "10.43.0.0/16"), ("10.0.0.0/8", "10.43.0.0/16")]
+    {
+        let refusal = catalog.refused(bootstrap(alloc, vip));
+        assert!(matches!(refusal, Refusal::RangeInvalid { .. }), "{alloc} {vip}: {refusal}");
+    }
+    catalog.must(bootstrap("10.64.0.0/11", "10.43.0.0/16"));
+    assert_eq!(catalog.refused(bootstrap("10.64.0.0/11", "10.43.0.0/16")), Refusal::AlreadyBootstrapped);
+    assert!(catalog.state.authority().is_some());
+}
+
+#[test]
+fn an_old_index_is_refused() {
+    let mut catalog = Catalog::default();
+    let envelope = at(1, bootstrap("10.64.0.0/11", "10.43.0.0/16"));
+    catalog.apply(Index(5), &envelope).unwrap();
+    assert_eq!(catalog.apply(Index(5), &envelope), Err(Refusal::OldIndex { applied: Index(5) }));
+}
+
+#[test]
+fn feature_levels_grow_and_bound_commands() {
+    let mut log = Log::ready();
+    let mut envelope = at(1, Command::UpsertEvals(Vec::new()));
+    envelope.feature_level = 2;
+    let refusal = Refusal::FeatureLevelTooLow { cluster: 1, needed: 2 };
+    assert_eq!(log.state.clone().apply(Index(100), &envelope), Err(refusal));
+    log.must(Command::SetFeatureLevel { level: 2 });
+    assert!(log.state.clone().apply(Index(100), &envelope).is_ok());
+    assert!(matches!(log.refused(Command::SetFeatureLevel { level: 1 }), Refusal::FeatureLevelLowered { .. }));
+}
+
+#[test]
+fn tokens_are_spent_expire_and_have_a_role() {
+    let mut log = Log::ready();
+    let token = |n: u8, uses_left, expires| JoinToken {
+        digest: [n; 32],
+        role: Role::Agent,
+        uses_left,
+        expires_at: Timestamp::from_secs(expires),
+    };
+    let using = |n: u8, role, name: &str| Command::UseToken { digest: [n; 32], role, name: name.to_owned() };
+    log.must(Command::CreateToken(token(1, 2, 1000)));
+    log.must(Command::CreateToken(token(2, 1, 50)));
+    assert_eq!(log.refused(Command::CreateToken(token(1, 9, 0))), Refusal::TokenExists);
+    assert_eq!(log.refused(using(9, Role::Agent, "n1")), Refusal::TokenUnknown);
+    assert_eq!(log.refused(using(1, Role::Server, "n1")), Refusal::TokenRole { asked: Role::Server });
+    assert!(matches!(log.refused(using(1, Role::Agent, "no spaces")), Refusal::NameInvalid { .. }));
+    log.must(Command::RegisterNode(Box::new(node(7, "n7"))));
+    assert_eq!(log.refused(using(1, Role::Agent, "n7")), Refusal::NameTaken { name: "n7".to_owned() });
+    log.must(using(1, Role::Agent, "n1"));
+    log.must(using(1, Role::Agent, "n2"));
+    assert_eq!(log.refused(using(1, Role::Agent, "n3")), Refusal::TokenSpent);
+    log.now = 50;
+    assert_eq!(log.refused(using(2, Role::Agent, "n3")), Refusal::TokenExpired);
+}
+
+#[test]
+fn nodes_keep_their_block_and_need_a_newer_epoch() {
+    let mut log = Log::ready();
+    log.must(Command::RegisterNode(Box::new(node(1, "n1"))));
+    log.must(Command::RegisterNode(Box::new(node(2, "n2"))));
+    let block = |log: &Log, n| log.state.node(node_id(n)).unwrap().blocks[0].to_string();
+    assert_eq!((block(&log, 1), block(&log, 2)), ("10.64.0.0/26".to_owned(), "10.64.0.64/26".to_owned()));
+    let refusal = Refusal::EpochNotNewer { known: Epoch(1), got: Epoch(1) };
+    assert_eq!(log.refused(Command::RegisterNode(Box::new(node(1, "n1")))), refusal);
+    log.must(Command::RegisterNode(Box::new(Node { epoch: Epoch(2), ..node(1, "n1") })));
+    assert_eq!(block(&log, 1), "10.64.0.0/26");
+    let refusal = Refusal::EpochStale { known: Epoch(2), got: Epoch(1) };
+    assert_eq!(log.refused(status(1, 1, NodeStatus::Down)), refusal);
+    log.must(status(1, 2, NodeStatus::Suspect));
+    assert_eq!(log.state.node(node_id(1)).unwrap().status, NodeStatus::Suspect);
+}
+
+#[test]
+fn a_name_is_free_again_once_its_node_is_down() {
+    let mut log = Log::ready();
+    log.must(Command::RegisterNode(Box::new(node(1, "n1"))));
+    assert!(matches!(log.refused(Command::RegisterNode(Box::new(node(2, "n1")))), Refusal::NameTaken { .. }));
+    log.must(status(1, 1, NodeStatus::Down));
+    log.must(Command::RegisterNode(Box::new(node(2, "n1"))));
+    assert!(matches!(log.refused(status(1, 1, NodeStatus::Ready)), Refusal::NameTaken { .. }));
+    let again = Node { epoch: Epoch(2), ..node(1, "n1") };
+    assert!(matches!(log.refused(Command::RegisterNode(Box::new(again))), Refusal::NameTaken { .. }));
+}
+
+#[test]
+fn versions_grow_with_the_specification_alone() {
+    let mut log = Log::ready();
+    let version = |log: &Log| log.state.job(&JobId("web".to_owned())).map(|job| (job.version, job.stopped));
+    log.register(job("web", 1));
+    log.register(job("web", 1));
+    assert_eq!(version(&log), Some((0, false)));
+    log.deregister("web", false);
+    assert_eq!(version(&log), Some((0, true)));
+    log.register(job("web", 1));
+    assert_eq!(version(&log), Some((0, false)));
+    (2..10).for_each(|count| log.register(job("web", count)));
+    assert_eq!(version(&log), Some((8, false)));
+    let kept: Vec<u64> = log.state.job_versions(&JobId("web".to_owned())).iter().map(|job| job.version).collect();
+    assert_eq!(kept, [8, 7, 6, 5, 4, 3]);
+}
+
+#[test]
+fn jobs_that_break_the_models_promises_are_refused() {
+    let mut log = Log::ready();
+    let mut twice = job("web", 1);
+    twice.groups.push(twice.groups[0].clone());
+    let mut taskless = job("web", 1);
+    taskless.groups[0].tasks.clear();
+    let mut nowhere = job("web", 1);
+    nowhere.datacenters.clear();
+    for job in [twice, taskless, nowhere, job("web", 50_001), job("", 1)] {
+        let eval = eval(1, &job.id.0);
+        let refusal = log.refused(Command::RegisterJob { job: Box::new(job), eval });
+        assert!(matches!(refusal, Refusal::JobInvalid { .. }), "{refusal}");
+    }
+    let other = Command::RegisterJob { job: Box::new(job("web", 1)), eval: eval(1, "db") };
+    assert!(matches!(log.refused(other), Refusal::EvalMismatch { .. }));
+    assert!(log.state.job(&JobId("web".to_owned())).is_none());
+}
+
+#[test]
+fn a_purged_job_is_forgotten_once_nothing_of_it_runs() {
+    let mut log = Log::running();
+    log.deregister("web", true);
+    assert!(log.state.job(&JobId("web".to_owned())).is_some());
+    log.report(1, ClientStatus::Complete);
+    assert!(log.state.job(&JobId("web".to_owned())).is_none());
+    assert_eq!((log.state.allocs().count(), log.state.allocs_of_node(node_id(1)).count()), (0, 0));
+    assert!(log.state.routing().services.is_empty());
+    // Its evaluations can be asked for a while longer, so that whoever waits for the stop sees its end.
+    assert!(log.state.evals().count() > 0);
+    log.now += 3601;
+    log.register(job("other", 0));
+    log.deregister("other", true);
+    assert!(log.state.evals_of_job(&JobId("web".to_owned())).all(|eval| eval.status == EvalStatus::Pending));
+}
+
+#[test]
+fn of_two_plans_for_the_same_room_the_second_is_dropped() {
+    let mut log = Log::ready();
+    log.must(Command::RegisterNode(Box::new(node(1, "n1"))));
+    log.register(job("web", 20));
+    log.register(job("db", 20));
+    let web: Vec<Allocation> = (0..20).map(|n| placement(&log, "web", n, u128::from(n))).collect();
+    let db: Vec<Allocation> = (0..20).map(|n| placement(&log, "db", n, 100 + u128::from(n))).collect();
+    let web_dropped = log.apply_plan("web", web, Vec::new());
+    let db_dropped = log.apply_plan("db", db, Vec::new());
+    // 4000 MHz hold 20 allocations of 200.
+    assert_eq!((web_dropped.len(), db_dropped.len()), (0, 20));
+    let eval = log.state.evals_of_job(&JobId("db".to_owned())).find(|eval| eval.status == EvalStatus::Pending);
+    assert!(eval.is_some(), "an evaluation whose plan was dropped has to be looked at again");
+}
+
+#[test]
+fn placements_that_no_longer_hold_are_dropped() {
+    let mut log = Log::running();
+    log.register(job("web", 2));
+    let port = |n: u16| vec![model::AllocatedPort { label: "http".to_owned(), host_port: n, to: n }];
+    let same_slot = placement(&log, "web", 0, 10);
+    let beyond = placement(&log, "web", 2, 11);
+    let port_taken = Allocation { ports: port(20_001), ..placement(&log, "web", 1, 12) };
+    let unknown_node = Allocation { node_id: node_id(9), ..placement(&log, "web", 1, 13) };
+    let old_version = Allocation {
+        job: std::sync::Arc::new(model::Job { version: 7, ..model::Job::clone(&same_slot.job) }),
+        ..placement(&log, "web", 1, 14)
+    };
+    let fine = placement(&log, "web", 1, 15);
+    let asked = vec![same_slot, beyond, port_taken, unknown_node, old_version, fine];
+    let dropped = log.apply_plan("web", asked, Vec::new());
+    assert_eq!(dropped, [10, 11, 12, 13, 14].map(alloc_id));
+    assert_eq!(log.state.alloc(alloc_id(15)).unwrap().created_at_index, log.state.index());
+}
+
+#[test]
+fn nothing_is_placed_on_a_node_that_is_not_ready() {
+    for bad in [NodeStatus::Suspect, NodeStatus::Down] {
+        let mut log = Log::ready();
+        log.must(Command::RegisterNode(Box::new(node(1, "n1"))));
+        log.register(job("web", 1));
+        log.must(status(1, 1, bad));
+        let asked = vec![placement(&log, "web", 0, 1)];
+        assert_eq!(log.apply_plan("web", asked, Vec::new()), [alloc_id(1)]);
+    }
+}
+
+#[test]
+fn only_a_down_node_has_its_allocations_declared_lost() {
+    let mut log = Log::running();
+    let lost =
+        || vec![PlannedStop { alloc_id: alloc_id(1), reason: "down".to_owned(), client: Some(ClientStatus::Lost) }];
+    assert_eq!(log.apply_plan("web", Vec::new(), lost()), [alloc_id(1)]);
+    log.must(status(1, 1, NodeStatus::Down));
+    assert_eq!(
+        log.state.alloc(alloc_id(1)).unwrap().client,
+        ClientStatus::Running,
+        "the plan marks it, not the status"
+    );
+    assert_eq!(log.apply_plan("web", Vec::new(), lost()), []);
+    assert_eq!(log.state.alloc(alloc_id(1)).unwrap().client, ClientStatus::Lost);
+}
+
+#[test]
+fn a_plan_of_a_canceled_evaluation_is_refused() {
+    let mut log = Log::running();
+    let old = log.new_eval("web");
+    log.must(Command::UpsertEvals(vec![old.clone()]));
+    let newer = log.new_eval("web");
+    log.must(Command::UpsertEvals(vec![newer]));
+    let plan = Box::new(plan_of(&old, Vec::new(), Vec::new()));
+    let refusal = log.refused(Command::ApplyPlan { plan, follow_up: None });
+    assert_eq!(refusal, Refusal::EvalNotPending { id: old.id, status: EvalStatus::Canceled });
+}
+
+#[test]
+fn delayed_evaluations_stay_beside_immediate_ones() {
+    let mut log = Log::running();
+    let delayed = Evaluation { wait_until: Timestamp::from_secs(500), ..log.new_eval("web") };
+    let newer_delayed = Evaluation { wait_until: Timestamp::from_secs(600), ..log.new_eval("web") };
+    let immediate = log.new_eval("web");
+    let ids = [delayed.id, newer_delayed.id, immediate.id];
+    log.must(Command::UpsertEvals(vec![delayed, newer_delayed, immediate]));
+    let statuses = ids.map(|id| log.state.eval(id).unwrap().status);
+    assert_eq!(statuses, [EvalStatus::Canceled, EvalStatus::Pending, EvalStatus::Pending]);
+}
+
+#[test]
+fn a_blocked_evaluation_is_pending_again_when_a_node_joins() {
+    let mut log = Log::running();
+    let eval = log.new_eval("web");
+    log.must(Command::UpsertEvals(vec![eval.clone()]));
+    let mut plan = plan_of(&eval, Vec::new(), Vec::new());
+    plan.failures.insert("main".to_owned(), model::PlacementFailure::default());
+    plan.queued.insert("main".to_owned(), 3);
+    log.must(Command::ApplyPlan { plan: Box::new(plan), follow_up: None });
+    let blocked = log.state.eval(eval.id).unwrap().clone();
+    assert_eq!((blocked.status, blocked.queued["main"]), (EvalStatus::Blocked, 3));
+    log.must(Command::RegisterNode(Box::new(node(2, "n2"))));
+    assert_eq!(log.state.eval(eval.id).unwrap().status, EvalStatus::Pending);
+}
+
+#[test]
+fn reports_need_the_newest_epoch_and_their_own_allocations() {
+    let mut log = Log::running();
+    log.must(Command::RegisterNode(Box::new(node(2, "n2"))));
+    let stale = Command::UpdateAllocs { node_id: node_id(1), epoch: Epoch(0), updates: Vec::new(), evals: Vec::new() };
+    assert!(matches!(log.refused(stale), Refusal::EpochStale { .. }));
+    let of_another = update(&log, 1, ClientStatus::Failed);
+    let unknown = AllocUpdate { alloc_id: alloc_id(77), ..of_another.clone() };
+    assert_eq!(log.update(2, vec![of_another, unknown]), [alloc_id(1), alloc_id(77)]);
+    assert_eq!(log.state.alloc(alloc_id(1)).unwrap().client, ClientStatus::Running);
+}
+
+#[test]
+fn an_end_is_final() {
+    let mut log = Log::running();
+    log.report(1, ClientStatus::Failed);
+    let running = update(&log, 1, ClientStatus::Running);
+    assert_eq!(log.update(1, vec![running]), [alloc_id(1)]);
+    assert_eq!(log.state.alloc(alloc_id(1)).unwrap().client, ClientStatus::Failed);
+}
+
+#[test]
+fn reports_are_limited_to_what_the_job_declares() {
+    let mut log = Log::running();
+    let mut report = update(&log, 1, ClientStatus::Running);
+    report.address = Some(IpAddr::from([8, 8, 8, 8]));
+    report.task_states.insert("stranger".to_owned(), TaskState::default());
+    report.client_description = "é".repeat(5000);
+    let stranger = CheckState { health: Health::Passing, output: String::new(), changed_at: Timestamp::NEVER };
+    report.checks.insert("stranger/check".to_owned(), stranger);
+    log.update(1, vec![report]);
+    let alloc = log.state.alloc(alloc_id(1)).unwrap();
+    assert_eq!(alloc.address, Some(IpAddr::from([10, 64, 0, 5])), "an address outside the node's blocks is not taken");
+    assert_eq!((alloc.task_states.len(), alloc.checks.len()), (1, 1));
+    assert_eq!(alloc.client_description.len(), 4096);
+}
+
+#[test]
+fn an_instance_lives_while_its_task_runs() {
+    let mut log = Log::running();
+    let health =
+        |log: &Log| log.state.instances().map(|instance| (instance.health, instance.draining)).collect::<Vec<_>>();
+    assert_eq!(health(&log), [(Health::Passing, false)]);
+    let instance = log.state.instances().next().unwrap().clone();
+    assert_eq!((instance.address, instance.port), (IpAddr::from([10, 64, 0, 5]), 8080));
+    assert_eq!((instance.vip_port, instance.network), (Some(8080), InstanceNetwork::Bridge));
+    // A check that has not reported counts against it.
+    let unchecked = AllocUpdate { checks: BTreeMap::new(), ..update(&log, 1, ClientStatus::Running) };
+    log.update(1, vec![unchecked]);
+    assert_eq!(health(&log), [(Health::Critical, false)]);
+    // While the task restarts there is nothing to reach.
+    let mut restarting = update(&log, 1, ClientStatus::Running);
+    restarting.task_states.get_mut("main").unwrap().phase = TaskPhase::Pending;
+    log.update(1, vec![restarting]);
+    assert_eq!(health(&log), []);
+    log.report(1, ClientStatus::Running);
+    // A suspect node keeps its instances, a node that is down has none.
+    log.must(status(1, 1, NodeStatus::Suspect));
+    assert_eq!(health(&log), [(Health::Passing, false)]);
+    log.must(status(1, 1, NodeStatus::Down));
+    assert_eq!(health(&log), []);
+    log.must(Command::RegisterNode(Box::new(Node { epoch: Epoch(2), ..node(1, "n1") })));
+    assert_eq!(health(&log), [(Health::Passing, false)]);
+    // To be stopped: its flows stay, new ones go elsewhere.
+    let stop = vec![PlannedStop { alloc_id: alloc_id(1), reason: "stop".to_owned(), client: None }];
+    log.apply_plan("web", Vec::new(), stop);
+    assert_eq!(log.state.alloc(alloc_id(1)).unwrap().desired, DesiredStatus::Stop);
+    assert_eq!(health(&log), [(Health::Passing, true)]);
+}
+
+#[test]
+fn the_routing_generation_moves_only_when_routing_does() {
+    let mut log = Log::running();
+    let before = log.state.routing();
+    assert_eq!(before.services.len(), 1);
+    let mut event = update(&log, 1, ClientStatus::Running);
+    event.client_description = "the same, with news".to_owned();
+    log.update(1, vec![event]);
+    log.register(job("db", 1));
+    assert_eq!(log.state.table_index(Table::Jobs), log.state.index());
+    let with_db = log.state.routing();
+    assert!(with_db.generation > before.generation, "a newly declared service has an address to be told");
+    log.must(Command::UpsertEvals(vec![eval(900, "db")]));
+    assert_eq!(log.state.routing(), with_db);
+    log.must(status(1, 1, NodeStatus::Suspect));
+    assert_eq!(log.state.routing().generation.0, log.state.index().0);
+}
+
+#[test]
+fn the_vip_port_follows_the_contract() {
+    let cases = [
+        (Some("443"), Some(8080), Some(80), Some(443)),
+        (Some("none"), Some(8080), Some(80), Some(8080)),
+        (None, None, Some(80), Some(80)),
+        (None, None, None, None),
+    ];
+    for (meta, to, static_port, expected) in cases {
+        let mut job = job("web", 1);
+        let group = &mut job.groups[0];
+        let ports = vec![PortRequest { label: "http".to_owned(), static_port, to }];
+        group.network = Some(Network { mode: NetworkMode::Host, ports });
+        group.services[0].meta.extend(meta.map(|port| ("vip_port".to_owned(), port.to_owned())));
+        let log = Log::running_job(job);
+        let instance = log.state.instances().next().unwrap();
+        assert_eq!(instance.vip_port, expected, "{meta:?} {to:?} {static_port:?}");
+        assert_eq!((instance.address, instance.port), (node(1, "n1").address, 20_001));
+    }
+}
+
+#[test]
+fn a_service_keeps_its_address() {
+    let mut log = Log::running();
+    let vip = log.state.vip("web").unwrap();
+    assert_eq!(vip, IpAddr::from([10, 43, 0, 1]));
+    log.register(job("db", 1));
+    assert_eq!(log.state.vip("db"), Some(IpAddr::from([10, 43, 0, 2])));
+    log.report(1, ClientStatus::Complete);
+    log.deregister("web", true);
+    log.register(job("cache", 1));
+    log.register(job("web", 1));
+    assert_eq!(log.state.vip("web"), Some(vip));
+}
+
+#[test]
+fn a_full_range_takes_addresses_from_names_that_are_gone() {
+    let mut log = Log::default();
+    log.must(bootstrap("10.64.0.0/11", "10.43.0.0/30"));
+    log.register(job("one", 0));
+    log.register(job("two", 0));
+    let full = Command::RegisterJob { job: Box::new(job("three", 0)), eval: eval(50, "three") };
+    assert!(matches!(log.refused(full), Refusal::AddressesExhausted { .. }));
+    log.deregister("one", true);
+    log.register(job("three", 0));
+    assert_eq!(log.state.vip("three"), Some(IpAddr::from([10, 43, 0, 1])));
+    assert_eq!(log.state.vip("one"), None);
+}
+
+#[test]
+fn history_stays_bounded() {
+    let mut log = Log::running();
+    for n in 0..400 {
+        let id = 1000 + n;
+        let live = log.state.allocs().find(|alloc| alloc.is_live()).map(|alloc| alloc.id);
+        live.into_iter().for_each(|id| log.report_id(id, ClientStatus::Failed));
+        let next = vec![placement(&log, "web", 0, id)];
+        assert_eq!(log.apply_plan("web", next, Vec::new()), []);
+    }
+    assert!(log.state.allocs().count() <= 200, "{}", log.state.allocs().count());
+    assert!(log.state.evals().count() <= 80, "{}", log.state.evals().count());
+    let of_node = log.state.allocs_of_node(node_id(1)).count();
+    assert_eq!(of_node, log.state.allocs().count());
+}
+
+fn plan_of(eval: &Evaluation, placements: Vec<Allocation>, stops: Vec<PlannedStop>) -> Plan {
+    Plan {
+        eval_id: eval.id,
+        job_id: eval.job_id.clone(),
+        snapshot_index: Index(0),
+        stops,
+        placements,
+        in_place: Vec::new(),
+        failures: BTreeMap::new(),
+        queued: BTreeMap::new(),
+        follow_up_at: None,
+    }
+}
+
+fn update(log: &Log, id: u128, client: ClientStatus) -> AllocUpdate {
+    log.update_of(alloc_id(id), client)
+}
+
+fn placement(log: &Log, job: &str, slot: u32, id: u128) -> Allocation {
+    log.placement(job, slot, alloc_id(id))
+}
+
+impl Log {
+    fn apply_plan(&mut self, job: &str, placements: Vec<Allocation>, stops: Vec<PlannedStop>) -> Vec<AllocId> {
+        let eval = self.new_eval(job);
+        self.must(Command::UpsertEvals(vec![eval.clone()]));
+        let plan = Box::new(plan_of(&eval, placements, stops));
+        self.must(Command::ApplyPlan { plan, follow_up: None }).dropped
+    }
+
+    /// One node with one running, healthy allocation of the job.
+    fn running_job(job: model::Job) -> Self {
+        let mut log = Self::ready();
+        log.must(Command::RegisterNode(Box::new(node(1, "n1"))));
+        log.register(job);
+        let ports = vec![model::AllocatedPort { label: "http".to_owned(), host_port: 20_001, to: 8080 }];
+        let first = Allocation { ports, ..placement(&log, "web", 0, 1) };
+        assert_eq!(log.apply_plan("web", vec![first], Vec::new()), []);
+        log.report(1, ClientStatus::Running);
+        log
+    }
+
+    fn running() -> Self {
+        Self::running_job(job("web", 1))
+    }
+
+    fn report(&mut self, id: u128, client: ClientStatus) {
+        self.report_id(alloc_id(id), client);
+    }
+
+    fn report_id(&mut self, id: AllocId, client: ClientStatus) {
+        let update = self.update_of(id, client);
+        assert_eq!(self.update(1, vec![update]), []);
+    }
+
+    fn update(&mut self, node: u128, updates: Vec<AllocUpdate>) -> Vec<AllocId> {
+        let epoch = self.state.node(node_id(node)).unwrap().epoch;
+        self.must(Command::UpdateAllocs { node_id: node_id(node), epoch, updates, evals: Vec::new() }).dropped
+    }
+}
