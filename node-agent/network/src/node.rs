@@ -1,0 +1,93 @@
+//! The node's own namespace: its mesh address, its forwarding, its uplink.
+
+use crate::attach::v4;
+use crate::error::{Error, unless_exists};
+use crate::{Mac, Network, link_mac, link_mtu};
+use futures::TryStreamExt;
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::{Handle, LinkUnspec};
+use std::fs;
+use std::net::IpAddr;
+
+/// The interface that tunnels leave by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    pub name: String,
+    pub ifindex: u32,
+    pub mac: Mac,
+    pub mtu: u32,
+    pub addresses: Vec<IpAddr>,
+}
+
+const LOOPBACK: u32 = 1;
+
+impl Network {
+    /// Lets the node forward between its allocations and the wire.
+    pub async fn enable_forwarding(&self) -> Result<(), Error> {
+        sysctl("/proc/sys/net/ipv4/ip_forward", "1")
+    }
+
+    /// Puts the node's mesh address on `lo`, where allocations find their resolver.
+    pub async fn add_mesh_address(&self, address: IpAddr) -> Result<(), Error> {
+        v4(address)?;
+        set_loopback_up(&self.handle).await?;
+        let added = self.handle.address().add(LOOPBACK, address, 32).execute().await;
+        unless_exists(added).map_err(Error::netlink(format!("give lo the mesh address {address}")))
+    }
+
+    /// Takes an address from `lo`; one that is not there is fine.
+    pub async fn remove_mesh_address(&self, address: IpAddr) -> Result<(), Error> {
+        let mut addresses =
+            self.handle.address().get().set_link_index_filter(LOOPBACK).set_address_filter(address).execute();
+        while let Some(found) = addresses.try_next().await.map_err(Error::netlink("list the addresses of lo"))? {
+            let removed = self.handle.address().del(found).execute().await;
+            removed.map_err(Error::netlink(format!("take {address} from lo")))?;
+        }
+        Ok(())
+    }
+
+    pub async fn uplink(&self, name: &str) -> Result<Uplink, Error> {
+        let link = self.find_link(name).await?.ok_or_else(|| Error::NoInterface(name.to_owned()))?;
+        let mac = link_mac(&link).filter(|mac| *mac != [0; 6]).ok_or_else(|| Error::NotEthernet(name.to_owned()))?;
+        let ifindex = link.header.index;
+        let addresses = self.addresses(ifindex).await?;
+        Ok(Uplink { name: name.to_owned(), ifindex, mac, mtu: link_mtu(&link).unwrap_or(1500), addresses })
+    }
+
+    async fn addresses(&self, ifindex: u32) -> Result<Vec<IpAddr>, Error> {
+        let found: Vec<_> = self
+            .handle
+            .address()
+            .get()
+            .set_link_index_filter(ifindex)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(Error::netlink("list the uplink's addresses"))?;
+        let addresses = found.iter().flat_map(|message| &message.attributes).filter_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        });
+        Ok(addresses.collect())
+    }
+}
+
+pub(crate) async fn set_loopback_up(handle: &Handle) -> Result<(), Error> {
+    let up = LinkUnspec::new_with_index(LOOPBACK).up().build();
+    handle.link().set(up).execute().await.map_err(Error::netlink("set lo up"))
+}
+
+/// No link-local addresses and router solicitations on our veths. A kernel without IPv6 has nothing to quiet.
+pub(crate) fn quiet_ipv6(link: &str) {
+    if let Err(error) = fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1") {
+        tracing::debug!(link, %error, "IPv6 not switched off");
+    }
+}
+
+/// Writes only what differs: a container's own /proc/sys is often read-only and right.
+fn sysctl(path: &str, value: &str) -> Result<(), Error> {
+    if fs::read_to_string(path).is_ok_and(|present| present.trim() == value) {
+        return Ok(());
+    }
+    fs::write(path, value).map_err(|source| Error::Sysctl { path: path.to_owned(), source })
+}

@@ -1,0 +1,179 @@
+//! Against the kernel, in a network namespace of the test's own. Needs root; whoever lacks it is told, not passed over.
+
+use crate::*;
+use model::AllocId;
+use nix::sched::CloneFlags;
+use std::collections::hash_map::RandomState;
+use std::fs;
+use std::future::Future;
+use std::hash::{BuildHasher, Hasher};
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::path::Path;
+
+const MESH: &str = "10.64.9.1";
+
+fn random() -> u128 {
+    let half = || u128::from(RandomState::new().build_hasher().finish());
+    half() << 64 | half()
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address in a test")
+}
+
+/// Removes whatever the test's node left, on a panic too.
+struct Sweeper(String);
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        let entries = fs::read_dir(NETNS_DIR).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&self.0)) {
+            drop(ns::remove(&entry.path()));
+        }
+    }
+}
+
+/// Runs the test on a thread in a fresh network namespace: links and routes in it go with the thread.
+fn in_fresh_namespace<F: Future<Output = ()>>(test: impl FnOnce(Network) -> F + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        nix::sched::unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace: run the tests as root");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let network = Network::open(NodeId::from_random(random())).expect("rtnetlink");
+            let _sweeper = Sweeper(network.netns_prefix());
+            test(network).await;
+        });
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn attachment(address: &str) -> Attachment {
+    Attachment { alloc_id: AllocId::from_random(random()), address: ip(address), gateway: ip(MESH), mtu: 1_438 }
+}
+
+async fn prepared(network: &Network) {
+    network.enable_forwarding().await.expect("forwarding");
+    network.add_mesh_address(ip(MESH)).await.expect("the mesh address");
+    network.add_mesh_address(ip(MESH)).await.expect("the mesh address, again");
+}
+
+#[test]
+fn an_attached_allocation_talks_to_its_node_and_back() {
+    in_fresh_namespace(|network| async move {
+        prepared(&network).await;
+        let wanted = attachment("10.64.9.2");
+        let attached = network.attach(&wanted).await.expect("attaches");
+        assert!(attached.netns.exists() && ns::is_namespace(&attached.netns));
+        let outside = TcpListener::bind((MESH, 0)).expect("listens on the mesh address");
+        let port = outside.local_addr().expect("an address").port();
+        let connect = move || TcpStream::connect((MESH, port)).map(|stream| stream.local_addr().map(|addr| addr.ip()));
+        let from = network.inside(wanted.alloc_id, connect).await.expect("enters").expect("connects");
+        assert_eq!(from.expect("an address"), wanted.address);
+        let listen = || TcpListener::bind("10.64.9.2:8080");
+        let _inside = network.inside(wanted.alloc_id, listen).await.expect("enters").expect("listens");
+        TcpStream::connect("10.64.9.2:8080").expect("connects to the allocation");
+        network.detach(wanted.alloc_id).await.expect("detaches");
+    });
+}
+
+#[test]
+fn attaching_again_adopts_what_exists() {
+    in_fresh_namespace(|network| async move {
+        prepared(&network).await;
+        let wanted = attachment("10.64.9.3");
+        let first = network.attach(&wanted).await.expect("attaches");
+        let inode = fs::metadata(&first.netns).map(|meta| std::os::unix::fs::MetadataExt::ino(&meta)).expect("exists");
+        assert_eq!(network.attach(&wanted).await.expect("attaches again"), first);
+        let again = fs::metadata(&first.netns).map(|meta| std::os::unix::fs::MetadataExt::ino(&meta)).expect("exists");
+        assert_eq!(inode, again);
+        let found = network.list().await.expect("lists");
+        let found = &found[&wanted.alloc_id.short()];
+        assert_eq!(
+            (found.address, found.link.clone()),
+            (Some(wanted.address), Some((first.link.clone(), first.ifindex)))
+        );
+        network.detach(wanted.alloc_id).await.expect("detaches");
+    });
+}
+
+#[test]
+fn what_a_crash_left_half_done_is_completed() {
+    in_fresh_namespace(|network| async move {
+        prepared(&network).await;
+        let wanted = attachment("10.64.9.4");
+        let path = network.netns_path(wanted.alloc_id);
+        fs::write(&path, "").expect("a file that stands for no namespace");
+        let attached = network.attach(&wanted).await.expect("attaches over the plain file");
+        assert!(ns::is_namespace(&path));
+        ns::remove(&path).expect("the namespace goes, and the veth with it");
+        for _ in 0..50 {
+            if network.find_link(&attached.link).await.expect("looks").is_none() {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        network.attach(&wanted).await.expect("attaches anew");
+        network.detach(wanted.alloc_id).await.expect("detaches");
+    });
+}
+
+#[test]
+fn detaching_leaves_nothing_and_can_be_repeated() {
+    in_fresh_namespace(|network| async move {
+        prepared(&network).await;
+        let (one, two) = (attachment("10.64.9.5"), attachment("10.64.9.6"));
+        let attached = network.attach(&one).await.expect("attaches");
+        network.attach(&two).await.expect("attaches");
+        assert_eq!(network.list().await.expect("lists").len(), 2);
+        network.detach(one.alloc_id).await.expect("detaches");
+        network.detach(one.alloc_id).await.expect("detaches again");
+        assert!(!Path::new(&attached.netns).exists());
+        let left = network.list().await.expect("lists");
+        assert_eq!(left.keys().cloned().collect::<Vec<_>>(), [two.alloc_id.short()]);
+        for leftover in left.values() {
+            network.remove_leftover(leftover).await.expect("removes");
+        }
+        assert!(network.list().await.expect("lists").is_empty());
+    });
+}
+
+#[test]
+fn neighbours_are_resolved_and_changes_are_heard_of() {
+    in_fresh_namespace(|network| async move {
+        prepared(&network).await;
+        let wanted = attachment("10.64.9.7");
+        let attached = network.attach(&wanted).await.expect("attaches");
+        let hop = network.next_hop(wanted.address).await.expect("a route");
+        assert_eq!(hop, NextHop { ifindex: attached.ifindex, address: wanted.address });
+        let mut watch = network.watch_neighbours().expect("a watch");
+        assert_eq!(network.neighbours().await.expect("lists").get(&hop), Some(&attached.mac));
+        network.resolve(hop).await.expect("asks for a resolution");
+        let change = tokio::time::timeout(std::time::Duration::from_secs(5), watch.changed()).await;
+        assert!(change.expect("hears of it in time"));
+        for _ in 0..100 {
+            if network.neighbours().await.expect("lists").contains_key(&hop) {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        assert_eq!(network.neighbours().await.expect("lists").get(&hop), Some(&attached.mac), "resolved by ARP");
+        assert!(matches!(network.next_hop(ip("192.0.2.1")).await, Err(Error::NoRoute(_) | Error::Netlink { .. })));
+        network.detach(wanted.alloc_id).await.expect("detaches");
+    });
+}
+
+#[test]
+fn an_uplink_has_an_ethernet_address_and_loopback_is_none() {
+    in_fresh_namespace(|network| async move {
+        prepared(&network).await;
+        let wanted = attachment("10.64.9.8");
+        let attached = network.attach(&wanted).await.expect("attaches");
+        let uplink = network.uplink(&attached.link).await.expect("a link");
+        assert_eq!((uplink.ifindex, uplink.mac, uplink.mtu), (attached.ifindex, attached.host_mac, 1_438));
+        assert!(matches!(network.uplink("lo").await, Err(Error::NotEthernet(_))));
+        assert!(matches!(network.uplink("nothing0").await, Err(Error::NoInterface(_))));
+        network.detach(wanted.alloc_id).await.expect("detaches");
+    });
+}
