@@ -57,7 +57,7 @@ impl Catalog {
     }
 
     fn routed_service(&self, name: &str, mut instances: Vec<Instance>) -> Option<RoutedService> {
-        instances.sort_by(|a, b| (a.alloc_id, a.port).cmp(&(b.alloc_id, b.port)));
+        instances.sort_by_key(|instance| (instance.alloc_id, instance.port));
         Some(RoutedService { name: name.to_owned(), vip: self.vip(name)?, instances })
     }
 

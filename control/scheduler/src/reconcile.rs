@@ -13,6 +13,7 @@ use model::{
     AllocId, Allocation, ClientStatus, DesiredStatus, Job, Node, NodeId, NodeStatus, PlacementFailure, Plan,
     PlannedStop, TaskGroup, Timestamp,
 };
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -202,10 +203,13 @@ fn keep<'a>(plan: &mut Plan, group: &TaskGroup, running: &[&'a Allocation]) -> K
     for alloc in of_group {
         if alloc.slot >= group.count {
             plan.stops.push(stopped(alloc, "the job asks for fewer"));
-        } else if kept.by_slot.contains_key(&alloc.slot) {
-            plan.stops.push(stopped(alloc, "another allocation holds its slot"));
-        } else {
-            kept.by_slot.insert(alloc.slot, alloc);
+            continue;
+        }
+        match kept.by_slot.entry(alloc.slot) {
+            Entry::Vacant(free) => {
+                free.insert(alloc);
+            }
+            Entry::Occupied(_) => plan.stops.push(stopped(alloc, "another allocation holds its slot")),
         }
     }
     kept
