@@ -1,1 +1,47 @@
+//! The server: a thin shell around `consensus`, `catalog` and `scheduler` that owns clock, dice, disk and sockets.
+//!
+//! ```text
+//!   HTTP 4646 (loopback) ─┐                      ┌─> apply thread: catalog ──watch──> readers, sessions, broker
+//!   gRPC 4647 (mTLS) ─────┼─> propose ─> Raft ───┤
+//!     Join, Servers,      │      └─ a follower   └─> log on disk
+//!     Agents::Session     │         forwards it
+//!   leader: broker ───────┘
+//! ```
+//!
+//! Whoever wants a change proposes a command and waits for what applying it answered; whoever wants to read takes the
+//! newest catalog, which is an immutable snapshot. Only the leader holds sessions, plans and declares nodes down.
 
+mod clock;
+mod config;
+mod disk;
+mod http;
+mod join;
+mod leader;
+mod logs;
+mod machine;
+mod member;
+mod peers;
+mod rpc;
+mod sessions;
+mod start;
+
+pub use config::{ConfigError, HTTP_PORT, Mode, RPC_PORT, ServerConfig, Timing};
+pub use disk::DiskError;
+pub use member::ProposeError;
+pub use start::{Server, TokenRequest};
+
+pub(crate) use wire::pb;
+
+/// Starts a server and serves until SIGINT or SIGTERM.
+pub async fn run(config: ServerConfig) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let server = Server::start(config).await?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    tracing::info!("stopping");
+    server.shutdown().await;
+    Ok(())
+}

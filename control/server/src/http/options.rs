@@ -1,0 +1,161 @@
+//! The query parameters that most routes share, and the waiting they ask for.
+
+use super::answer::{HttpError, newest};
+use crate::member::{Member, shown_index};
+use axum::extract::{FromRequestParts, Query};
+use axum::http::request::Parts;
+use catalog::Catalog;
+use model::Table;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const WAIT_DEFAULT: Duration = Duration::from_secs(300);
+const WAIT_MAX: Duration = Duration::from_secs(300);
+
+/// Known ones that would change the answer if they were built.
+const NOT_BUILT: [&str; 3] = ["filter", "per_page", "next_token"];
+
+pub(crate) struct Options {
+    /// Answer once the index is greater.
+    index: u64,
+    wait: Duration,
+    stale: bool,
+    pub pretty: bool,
+    parameters: BTreeMap<String, String>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Options {
+    type Rejection = HttpError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, HttpError> {
+        let query = Query::<Vec<(String, String)>>::from_request_parts(parts, state).await;
+        let Query(pairs) = query.map_err(|error| HttpError::bad_request(error.body_text()))?;
+        Self::read(pairs.into_iter().collect())
+    }
+}
+
+impl Options {
+    fn read(parameters: BTreeMap<String, String>) -> Result<Self, HttpError> {
+        if let Some(name) = NOT_BUILT.iter().find(|name| parameters.get(**name).is_some_and(|value| !value.is_empty()))
+        {
+            return Err(HttpError::not_built(format!("the parameter `{name}` is not built yet; leave it out")));
+        }
+        if let Some(name) = parameters.get("namespace").filter(|name| !matches!(name.as_str(), "" | "default" | "*")) {
+            let text = format!("namespace `{name}`: namespaces are not built yet; there is only `default`");
+            return Err(HttpError::not_built(text));
+        }
+        let index = match parameters.get("index").filter(|text| !text.is_empty()) {
+            Some(text) => text.parse().map_err(|_| HttpError::bad_request(format!("Invalid index `{text}`")))?,
+            None => 0,
+        };
+        let wait = match parameters.get("wait").filter(|text| !text.is_empty()) {
+            Some(text) => parse_duration(text)
+                .ok_or_else(|| HttpError::bad_request(format!("Invalid wait time `{text}`; write for example 30s")))?,
+            None => WAIT_DEFAULT,
+        };
+        let is_set = |name: &str| parameters.get(name).is_some_and(|value| value != "false");
+        let (stale, pretty) = (is_set("stale"), is_set("pretty"));
+        Ok(Self { index, wait: wait.min(WAIT_MAX), stale, pretty, parameters })
+    }
+
+    /// The parameter's value; an empty one counts as absent.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.parameters.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    pub fn is_true(&self, name: &str) -> bool {
+        matches!(self.get(name), Some("true" | "1"))
+    }
+
+    /// Whether `text` starts with what `?prefix` asks for.
+    pub fn admits(&self, text: &str) -> bool {
+        self.get("prefix").is_none_or(|prefix| text.starts_with(prefix))
+    }
+
+    /// The catalog to answer from: no older than the request unless `?stale`, and newer than `?index` unless the wait ran
+    /// out.
+    pub async fn settle(&self, member: &Member, tables: &[Table]) -> Result<Catalog, HttpError> {
+        if !self.stale {
+            member.read_barrier().await?;
+        }
+        let mut watch = member.catalog.clone();
+        let deadline = Instant::now() + self.wait;
+        loop {
+            let catalog = watch.borrow_and_update().clone();
+            // Index 0 asks for no waiting, and no answer shows an index below 1.
+            if self.index == 0 || shown_index(newest(&catalog, tables)) > self.index {
+                return Ok(catalog);
+            }
+            match tokio::time::timeout_at(deadline, watch.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return Ok(catalog),
+            }
+        }
+    }
+}
+
+/// Durations as Go writes them: `1h30m`, `1.5s`, `300ms`; a bare number is nanoseconds.
+pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
+    if let Ok(nanos) = text.parse::<u64>() {
+        return Some(Duration::from_nanos(nanos));
+    }
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let unit_at = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..unit_at].parse().ok()?;
+        let after = &rest[unit_at..];
+        let unit_len = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let seconds = number * unit_seconds(&after[..unit_len])?;
+        total = total.checked_add(Duration::try_from_secs_f64(seconds).ok()?)?;
+        rest = &after[unit_len..];
+    }
+    (!text.is_empty()).then_some(total)
+}
+
+fn unit_seconds(unit: &str) -> Option<f64> {
+    Some(match unit {
+        "ns" => 1e-9,
+        "us" | "µs" => 1e-6,
+        "ms" => 1e-3,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_go_writes_them() {
+        let check = |text: &str, millis: Option<u64>| {
+            assert_eq!(parse_duration(text), millis.map(Duration::from_millis), "{text}");
+        };
+        check("30s", Some(30_000));
+        check("1h30m", Some(5_400_000));
+        check("1.5s", Some(1_500));
+        check("300ms", Some(300));
+        check("1000000", Some(1));
+        for text in ["", "s", "5 minutes", "5x", "-1s", "1..2s", "1e999s", "99999999999999999999h"] {
+            check(text, None);
+        }
+    }
+
+    #[test]
+    fn what_would_change_the_answer_is_refused_rather_than_ignored() {
+        let read = |name: &str, value: &str| Options::read([(name.to_owned(), value.to_owned())].into());
+        for (name, value) in
+            [("filter", "Name == x"), ("per_page", "5"), ("namespace", "web"), ("index", "-1"), ("wait", "x")]
+        {
+            assert!(read(name, value).is_err(), "{name}={value}");
+        }
+        assert!(read("namespace", "*").is_ok());
+        assert!(read("pretty", "").unwrap().pretty);
+        assert!(!read("stale", "false").unwrap().stale);
+        assert_eq!(read("wait", "10h").unwrap().wait, WAIT_MAX);
+    }
+}

@@ -1,0 +1,240 @@
+//! Joining, from both ends: how a server admits whoever shows a token, and how a new server gets admitted.
+
+use crate::config::ServerConfig;
+use crate::disk::{Papers, Peer, Record, hex};
+use crate::member::{Member, ProposeError, ReadUnavailable};
+use crate::pb;
+use crate::pb::join_client::JoinClient;
+use crate::{clock, rpc};
+use anyhow::{Context, anyhow, bail};
+use identity::{CertificateAuthority, KeyAndRequest, SERVER_NAME, SealKey, SignError, Subject, Token, TokenError};
+use model::{Command, JoinToken, NodeId, NodeStatus, Refusal, Role, ServerId, ServerRecord, Timestamp};
+use rustls_pki_types::CertificateDer;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tonic::Code;
+
+const JOIN_TIMEOUT: Duration = Duration::from_secs(20);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JoinError {
+    #[error("{0}")]
+    Request(String),
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error("the token is of another cluster; make one here with `meshctl token create`")]
+    OtherCluster,
+    #[error("the token is for role {token}, the request for role {asked}")]
+    TokenRole { token: &'static str, asked: &'static str },
+    #[error("node {0} is a live member; stop its agent first, or join with an empty data directory")]
+    NodeIdTaken(NodeId),
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+    #[error(transparent)]
+    Read(#[from] ReadUnavailable),
+    #[error("the cluster's CA cannot be used here: {0:#}")]
+    Authority(anyhow::Error),
+}
+
+/// Spends a use of the token and signs the request. What can be refused without spending it is refused first.
+pub(crate) async fn admit(member: &Member, request: pb::JoinRequest) -> Result<pb::JoinReply, JoinError> {
+    let role = Role::try_from(request.role()).map_err(|error| JoinError::Request(error.to_string()))?;
+    let token = Token::parse(&request.token)?;
+    let authority = member.authority().map_err(JoinError::Authority)?;
+    check_token(&token, authority, role)?;
+    let rpc_address = server_address(&request, role)?;
+    let node_id = agent_id(&request, role)?;
+    let trial = Subject::Agent(node_id.unwrap_or_else(rpc::fresh_node_id));
+    authority.sign(&request.csr_pem, trial, member.certificate_validity)?;
+    member.read_barrier().await?;
+    check_known(member, &token, node_id)?;
+    let spend = Command::UseToken { digest: token.digest(), role, name: request.name.clone() };
+    let spent = member.propose(spend).await?;
+    match role {
+        // The log index of the spent token is unique for ever, and so is the id.
+        Role::Server => admit_server(member, request, ServerId(spent.index.0), rpc_address).await,
+        Role::Agent => admit_agent(member, request, node_id.unwrap_or_else(rpc::fresh_node_id)),
+    }
+}
+
+async fn admit_server(
+    member: &Member,
+    request: pb::JoinRequest,
+    id: ServerId,
+    rpc_address: Option<SocketAddr>,
+) -> Result<pb::JoinReply, JoinError> {
+    let rpc_address = rpc_address.ok_or_else(|| JoinError::Request("rpc_address: missing".to_owned()))?;
+    let mut reply = sign(member, &request, Subject::Server(id))?;
+    let record = ServerRecord { id, name: request.name.clone(), rpc_address };
+    // The leader's next look at the membership adds it as a learner, and as a voter once it has caught up.
+    member.propose(Command::UpsertServer(record)).await?;
+    tracing::info!(server = id.0, name = request.name, %rpc_address, "server joined");
+    reply.server_id = Some(id.0);
+    reply.seal_key = Some(member.seal.as_bytes().to_vec());
+    Ok(reply)
+}
+
+fn admit_agent(member: &Member, request: pb::JoinRequest, id: NodeId) -> Result<pb::JoinReply, JoinError> {
+    let reply = sign(member, &request, Subject::Agent(id))?;
+    tracing::info!(node = %id, name = request.name, "agent joined");
+    Ok(reply)
+}
+
+fn sign(member: &Member, request: &pb::JoinRequest, subject: Subject) -> Result<pb::JoinReply, JoinError> {
+    let authority = member.authority().map_err(JoinError::Authority)?;
+    Ok(pb::JoinReply {
+        certificate_pem: authority.sign(&request.csr_pem, subject, member.certificate_validity)?,
+        ca_pem: authority.certificate_pem(),
+        server_id: None,
+        servers: member.snapshot().servers().map(Into::into).collect(),
+        seal_key: None,
+    })
+}
+
+fn check_token(token: &Token, authority: &CertificateAuthority, role: Role) -> Result<(), JoinError> {
+    if token.ca_digest != authority.digest() {
+        return Err(JoinError::OtherCluster);
+    }
+    if token.role != role {
+        return Err(JoinError::TokenRole { token: token.role.as_str(), asked: role.as_str() });
+    }
+    Ok(())
+}
+
+/// A guess at what the log would answer, so that strangers with made-up tokens cause no writes.
+fn check_known(member: &Member, token: &Token, node_id: Option<NodeId>) -> Result<(), JoinError> {
+    let catalog = member.snapshot();
+    let refuse = |refusal| Err(JoinError::Propose(ProposeError::Refused(refusal)));
+    let known = match catalog.token(&token.digest()) {
+        None => return refuse(Refusal::TokenUnknown),
+        Some(known) => known,
+    };
+    if known.uses_left == 0 {
+        return refuse(Refusal::TokenSpent);
+    }
+    if has_expired(known, clock::now()) {
+        return refuse(Refusal::TokenExpired);
+    }
+    // Whoever has a token must not get a certificate that speaks for a node which is there.
+    let alive = |id: &NodeId| catalog.node(*id).is_some_and(|node| node.status != NodeStatus::Down);
+    match node_id.filter(alive) {
+        Some(id) => Err(JoinError::NodeIdTaken(id)),
+        None => Ok(()),
+    }
+}
+
+fn has_expired(token: &JoinToken, now: Timestamp) -> bool {
+    token.expires_at != Timestamp::NEVER && token.expires_at <= now
+}
+
+fn server_address(request: &pb::JoinRequest, role: Role) -> Result<Option<SocketAddr>, JoinError> {
+    let wrong = |text: &str| JoinError::Request(format!("rpc_address: `{text}` is not an address others can dial"));
+    match (role, request.rpc_address.as_deref()) {
+        (Role::Agent, _) => Ok(None),
+        (Role::Server, None) => Err(JoinError::Request("rpc_address: missing".to_owned())),
+        (Role::Server, Some(text)) => match text.parse::<SocketAddr>() {
+            Ok(address) if !address.ip().is_unspecified() && address.port() != 0 => Ok(Some(address)),
+            _ => Err(wrong(text)),
+        },
+    }
+}
+
+fn agent_id(request: &pb::JoinRequest, role: Role) -> Result<Option<NodeId>, JoinError> {
+    let text = request.node_id.as_deref().filter(|_| role == Role::Agent);
+    let parsed = text.map(|text| text.parse().map_err(|_| JoinError::Request(format!("node_id: `{text}` is no UUID"))));
+    parsed.transpose()
+}
+
+/// What a server gets from being admitted.
+pub(crate) struct Admission {
+    pub record: Record,
+    pub papers: Papers,
+}
+
+/// Joins through the first of `servers` that answers. A refusal is final: the others would say the same.
+pub(crate) async fn request_admission(
+    config: &ServerConfig,
+    servers: &[SocketAddr],
+    token: &str,
+    rpc_advertise: SocketAddr,
+) -> anyhow::Result<Admission> {
+    let mut unreachable = Vec::new();
+    for address in servers {
+        match request_from(config, *address, token, rpc_advertise).await {
+            Ok(admission) => return Ok(admission),
+            Err(Unadmitted::Refused(error)) => return Err(error),
+            Err(Unadmitted::Unreachable(error)) => unreachable.push(format!("{error:#}")),
+        }
+    }
+    bail!("no server could be asked to join: {}", unreachable.join("; "))
+}
+
+enum Unadmitted {
+    Refused(anyhow::Error),
+    Unreachable(anyhow::Error),
+}
+
+async fn request_from(
+    config: &ServerConfig,
+    address: SocketAddr,
+    token: &str,
+    rpc_advertise: SocketAddr,
+) -> Result<Admission, Unadmitted> {
+    let refused = |error: anyhow::Error| Unadmitted::Refused(error);
+    let digest = Token::parse(token).map_err(|error| refused(error.into()))?.ca_digest;
+    let ca = identity::fetch_ca(address, digest).await.map_err(|error| match error {
+        identity::FirstContactError::OtherAuthority { .. } => refused(error.into()),
+        _ => Unadmitted::Unreachable(error.into()),
+    })?;
+    let key = KeyAndRequest::generate().map_err(|error| refused(error.into()))?;
+    let request = pb::JoinRequest {
+        token: token.trim().to_owned(),
+        csr_pem: key.request_pem.clone(),
+        name: config.name.clone(),
+        role: pb::Role::Server.into(),
+        rpc_address: Some(rpc_advertise.to_string()),
+        node_id: None,
+        feature_level: model::FEATURE_LEVEL,
+    };
+    let reply = call(address, &ca, request).await?;
+    admission(config, reply, key, digest, rpc_advertise).map_err(refused)
+}
+
+async fn call(
+    address: SocketAddr,
+    ca: &CertificateDer<'static>,
+    request: pb::JoinRequest,
+) -> Result<pb::JoinReply, Unadmitted> {
+    let tls = identity::anonymous_client_config(ca).map_err(|error| Unadmitted::Refused(error.into()))?;
+    let channel = identity::channel(address, SERVER_NAME, tls).map_err(|error| Unadmitted::Refused(error.into()))?;
+    let mut client = JoinClient::new(channel);
+    match tokio::time::timeout(JOIN_TIMEOUT, client.join(request)).await {
+        Ok(Ok(reply)) => Ok(reply.into_inner()),
+        Ok(Err(status)) if status.code() == Code::Unavailable => {
+            Err(Unadmitted::Unreachable(anyhow!("{address}: {}", status.message())))
+        }
+        Ok(Err(status)) => Err(Unadmitted::Refused(anyhow!("{address} refused: {}", status.message()))),
+        Err(_) => Err(Unadmitted::Unreachable(anyhow!("{address} did not answer in {} s", JOIN_TIMEOUT.as_secs()))),
+    }
+}
+
+fn admission(
+    config: &ServerConfig,
+    reply: pb::JoinReply,
+    key: KeyAndRequest,
+    digest: [u8; 32],
+    rpc_advertise: SocketAddr,
+) -> anyhow::Result<Admission> {
+    let id = reply.server_id.context("the reply carries no server id; run the same release on every server")?;
+    let seal = SealKey::from_bytes(&reply.seal_key.context("the reply carries no seal key")?)?;
+    let mut peers = Vec::new();
+    for server in reply.servers {
+        let server = ServerRecord::try_from(server).context("the reply's list of servers")?;
+        peers.push(Peer { id: server.id.0, rpc_address: server.rpc_address });
+    }
+    let (cluster, name) = (hex(&digest), config.name.clone());
+    let papers = Papers { ca_pem: reply.ca_pem, certificate_pem: reply.certificate_pem, key_pem: key.key_pem, seal };
+    Ok(Admission { record: Record { cluster, id, name, rpc_advertise, founder: false, peers }, papers })
+}

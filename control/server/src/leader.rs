@@ -1,0 +1,307 @@
+//! What only the leader does, in one task that starts with leadership and is stopped at its loss: evaluations become
+//! plans, silent nodes become suspect and down, new servers become learners and voters.
+//!
+//! Nothing here is remembered between leaders but in the replicated state. A node's time without a session counts anew
+//! after every election.
+
+use crate::clock;
+use crate::member::{Member, ProposeError};
+use crate::sessions::new_eval;
+use catalog::Catalog;
+use consensus::{ChangeError, MembershipChange, Role};
+use model::{
+    Applied, Command, EvalId, EvalStatus, EvalTrigger, Evaluation, JobId, Node, NodeId, NodeStatus, Plan, Timestamp,
+};
+use scheduler::ClusterView;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+/// How often liveness and membership are looked at; evaluations are looked at whenever the catalog changes.
+const TICK: Duration = Duration::from_millis(500);
+/// A node without a session is suspect after this, unless `node_down_after` is shorter still.
+const SUSPECT_AFTER: Duration = Duration::from_secs(5);
+/// Plans of one evaluation of which parts no longer fitted; Nomad's limit for service jobs.
+const ATTEMPTS_MAX: u32 = 5;
+
+/// Starts and stops the leader's duties as leadership comes and goes.
+pub(crate) async fn supervise(member: Arc<Member>, stop: watch::Receiver<bool>) {
+    let mut status = member.status.clone();
+    let mut duties: Option<Duties> = None;
+    let stopped = crate::rpc::until(stop);
+    tokio::pin!(stopped);
+    loop {
+        let (leads, term) = {
+            let status = status.borrow_and_update();
+            (status.role == Role::Leader, status.term)
+        };
+        if duties.as_ref().is_some_and(|duties| !leads || duties.term != term) {
+            tracing::info!(server = member.id.0, "this server leads no more");
+            duties = None;
+            member.sessions.close_all();
+        }
+        if leads && duties.is_none() {
+            tracing::info!(server = member.id.0, term, "this server leads the cluster");
+            duties = Some(Duties::start(Arc::clone(&member), term));
+        }
+        tokio::select! {
+            changed = status.changed() => if changed.is_err() { return },
+            () = &mut stopped => return,
+        }
+    }
+}
+
+struct Duties {
+    term: u64,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Duties {
+    fn start(member: Arc<Member>, term: u64) -> Self {
+        Self { term, tasks: [tokio::spawn(broker(Arc::clone(&member))), tokio::spawn(keep_house(member))] }
+    }
+}
+
+impl Drop for Duties {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// Works off evaluations one at a time: so no job has two under way.
+async fn broker(member: Arc<Member>) {
+    while member.read_barrier().await.is_err() {}
+    let mut catalog = member.catalog.clone();
+    let mut attempts: HashMap<EvalId, u32> = HashMap::new();
+    loop {
+        let snapshot = catalog.borrow_and_update().clone();
+        let now = clock::now();
+        match next_eval(&snapshot, now) {
+            Some(eval) => {
+                let attempt = attempts.entry(eval.id).or_default();
+                *attempt += 1;
+                match work_off(&member, snapshot, eval.clone(), *attempt).await {
+                    Worked::Concluded => drop(attempts.remove(&eval.id)),
+                    Worked::Again => tokio::time::sleep(Duration::from_millis(20)).await,
+                    Worked::Interrupted => tokio::time::sleep(Duration::from_millis(200)).await,
+                }
+            }
+            None => {
+                let due = until_next_due(&snapshot, now);
+                tokio::select! {
+                    changed = catalog.changed() => if changed.is_err() { return },
+                    () = tokio::time::sleep(due) => {}
+                }
+            }
+        }
+    }
+}
+
+enum Worked {
+    Concluded,
+    /// Parts of the plan no longer fitted: plan anew from the newer state.
+    Again,
+    /// No answer came; the state says what is left to do.
+    Interrupted,
+}
+
+/// The pending evaluation that is due: highest priority, then oldest.
+fn next_eval(catalog: &Catalog, now: Timestamp) -> Option<Arc<Evaluation>> {
+    let due = catalog.evals().filter(|eval| eval.status == EvalStatus::Pending && eval.wait_until <= now);
+    due.min_by_key(|eval| (std::cmp::Reverse(eval.priority), eval.created_at_index, eval.id)).cloned()
+}
+
+fn until_next_due(catalog: &Catalog, now: Timestamp) -> Duration {
+    let pending = catalog.evals().filter(|eval| eval.status == EvalStatus::Pending);
+    let wait = pending.map(|eval| eval.wait_until.since(now)).min();
+    wait.unwrap_or(Duration::from_secs(60)).clamp(Duration::from_millis(10), Duration::from_secs(60))
+}
+
+async fn work_off(member: &Member, catalog: Catalog, eval: Arc<Evaluation>, attempt: u32) -> Worked {
+    if attempt > ATTEMPTS_MAX {
+        return give_up(member, &eval, "its plans were overtaken by other changes too often").await;
+    }
+    let (seed, now) = (clock::random_seed(), clock::now());
+    let planned = {
+        let eval = Arc::clone(&eval);
+        tokio::task::spawn_blocking(move || make_plan(&catalog, &eval, now, seed)).await
+    };
+    let Ok(plan) = planned else {
+        return give_up(member, &eval, "planning failed; this is a defect, see the leader's log").await;
+    };
+    match member.propose(plan_command(plan, &eval)).await {
+        Ok(Applied { dropped, .. }) if dropped.is_empty() => Worked::Concluded,
+        Ok(Applied { dropped, .. }) => {
+            tracing::info!(eval = %eval.id, job = %eval.job_id, dropped = dropped.len(), "parts of a plan no longer fitted");
+            Worked::Again
+        }
+        Err(ProposeError::Refused(refusal)) => {
+            tracing::info!(eval = %eval.id, job = %eval.job_id, %refusal, "plan refused");
+            Worked::Again
+        }
+        Err(error) => {
+            tracing::warn!(eval = %eval.id, job = %eval.job_id, %error, "plan not committed");
+            Worked::Interrupted
+        }
+    }
+}
+
+fn make_plan(catalog: &Catalog, eval: &Evaluation, now: Timestamp, seed: u64) -> Plan {
+    let of_other_jobs = catalog.allocs().filter(|alloc| alloc.is_live() && *alloc.job_id() != eval.job_id);
+    let allocs = of_other_jobs.chain(catalog.allocs_of_job(&eval.job_id)).map(AsRef::as_ref).collect();
+    let nodes = catalog.nodes().map(AsRef::as_ref).collect();
+    let view = ClusterView { index: catalog.index(), nodes, allocs };
+    scheduler::plan(&view, eval, catalog.job(&eval.job_id).map(AsRef::as_ref), now, seed)
+}
+
+fn plan_command(plan: Plan, eval: &Evaluation) -> Command {
+    let follow_up = plan.follow_up_at.map(|wait_until| Evaluation {
+        wait_until,
+        ..new_eval(eval.job_id.clone(), eval.priority, EvalTrigger::AllocUpdate)
+    });
+    Command::ApplyPlan { plan: Box::new(plan), follow_up }
+}
+
+async fn give_up(member: &Member, eval: &Evaluation, reason: &str) -> Worked {
+    tracing::error!(eval = %eval.id, job = %eval.job_id, reason, "evaluation failed");
+    let failed = Evaluation {
+        status: EvalStatus::Failed,
+        status_description: reason.to_owned(),
+        modified_at: clock::now(),
+        ..eval.clone()
+    };
+    match member.propose(Command::UpsertEvals(vec![failed])).await {
+        Ok(_) => Worked::Concluded,
+        Err(_) => Worked::Interrupted,
+    }
+}
+
+/// Liveness of nodes and membership of servers, at every tick.
+async fn keep_house(member: Arc<Member>) {
+    while member.read_barrier().await.is_err() {}
+    let mut missed = Missed::default();
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let catalog = member.snapshot();
+        for (node, status) in missed.judge(&member, &catalog) {
+            change_status(&member, &catalog, &node, status).await;
+        }
+        admit_servers(&member, &catalog).await;
+    }
+}
+
+/// Since when nodes have had no session, as this leader saw it.
+#[derive(Default)]
+struct Missed {
+    since: BTreeMap<NodeId, Instant>,
+}
+
+impl Missed {
+    fn judge(&mut self, member: &Member, catalog: &Catalog) -> Vec<(Arc<Node>, NodeStatus)> {
+        let now = Instant::now();
+        let gone = catalog.nodes().filter(|node| node.status != NodeStatus::Down && !member.sessions.has(node.id));
+        let gone: Vec<&Arc<Node>> = gone.collect();
+        self.since.retain(|id, _| gone.iter().any(|node| node.id == *id));
+        let down_after = member.timing.node_down_after;
+        gone.into_iter()
+            .filter_map(|node| {
+                let silent = now - *self.since.entry(node.id).or_insert(now);
+                Some((Arc::clone(node), verdict(node.status, silent, down_after)?))
+            })
+            .collect()
+    }
+}
+
+fn verdict(status: NodeStatus, silent: Duration, down_after: Duration) -> Option<NodeStatus> {
+    match status {
+        NodeStatus::Down => None,
+        _ if silent >= down_after => Some(NodeStatus::Down),
+        NodeStatus::Ready if silent >= SUSPECT_AFTER.min(down_after / 2) => Some(NodeStatus::Suspect),
+        _ => None,
+    }
+}
+
+async fn change_status(member: &Member, catalog: &Catalog, node: &Node, status: NodeStatus) {
+    let evals = match status {
+        NodeStatus::Down => evals_of_lost_node(catalog, node.id),
+        _ => Vec::new(),
+    };
+    tracing::warn!(node = node.name, id = %node.id, status = status.as_str(), "node has no session");
+    let command = Command::SetNodeStatus { node_id: node.id, epoch: node.epoch, status, evals };
+    if let Err(error) = member.propose(command).await {
+        tracing::warn!(node = node.name, %error, "could not change the node's status");
+    }
+}
+
+fn evals_of_lost_node(catalog: &Catalog, id: NodeId) -> Vec<Evaluation> {
+    let live = catalog.allocs_of_node(id).filter(|alloc| alloc.is_live());
+    let jobs: BTreeSet<&JobId> = live.map(|alloc| alloc.job_id()).collect();
+    let known = jobs.into_iter().filter_map(|job_id| catalog.job(job_id));
+    known.map(|job| new_eval(job.id.clone(), job.priority, EvalTrigger::NodeUpdate)).collect()
+}
+
+/// One step per tick: a server that the catalog knows and Raft does not becomes a learner, one that has caught up a voter.
+async fn admit_servers(member: &Member, catalog: &Catalog) {
+    let status = member.raft.status();
+    let known = |id: &u64| status.voters.contains(id) || status.learners.contains(id);
+    let newcomer = catalog.servers().map(|server| server.id.0).find(|id| !known(id));
+    if let Some(id) = newcomer {
+        return change_membership(member, MembershipChange::AddLearner(id)).await;
+    }
+    for id in &status.learners {
+        change_membership(member, MembershipChange::Promote(*id)).await;
+    }
+}
+
+async fn change_membership(member: &Member, change: MembershipChange) {
+    // A change waits for a quorum; the next tick must not wait with it for ever.
+    match tokio::time::timeout(Duration::from_secs(5), member.raft.change(change)).await {
+        Ok(Ok(_)) => tracing::info!(?change, "membership changed"),
+        Ok(Err(ChangeError::NotCaughtUp { id, behind })) => tracing::debug!(id, behind, "learner has not caught up"),
+        Ok(Err(error)) => tracing::warn!(?change, %error, "membership not changed"),
+        Err(_) => tracing::warn!(?change, "membership change takes long"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::{CatalogImage, Index};
+
+    #[test]
+    fn a_silent_node_is_suspect_first_and_down_later() {
+        let after = |status, secs| verdict(status, Duration::from_secs(secs), Duration::from_secs(30));
+        assert_eq!(after(NodeStatus::Ready, 1), None);
+        assert_eq!(after(NodeStatus::Ready, 5), Some(NodeStatus::Suspect));
+        assert_eq!(after(NodeStatus::Suspect, 29), None);
+        assert_eq!(after(NodeStatus::Suspect, 30), Some(NodeStatus::Down));
+        assert_eq!(after(NodeStatus::Initializing, 30), Some(NodeStatus::Down));
+        assert_eq!(after(NodeStatus::Down, 90), None);
+        let quick = verdict(NodeStatus::Ready, Duration::from_secs(1), Duration::from_secs(2));
+        assert_eq!(quick, Some(NodeStatus::Suspect));
+    }
+
+    #[test]
+    fn the_broker_takes_priority_then_age_and_leaves_what_is_not_due() {
+        let eval = |number: u128, priority, created: u64, wait_secs| Evaluation {
+            id: EvalId::from_random(number),
+            created_at_index: Index(created),
+            wait_until: Timestamp::from_secs(wait_secs),
+            ..new_eval(JobId(format!("job-{number}")), priority, EvalTrigger::JobRegister)
+        };
+        let mut evals = vec![eval(1, 50, 1, 0), eval(2, 80, 3, 0), eval(3, 80, 2, 0), eval(4, 90, 1, 100)];
+        evals.push(Evaluation { status: EvalStatus::Blocked, ..eval(5, 100, 1, 0) });
+        let image = |evals: &[Evaluation]| CatalogImage { evals: evals.to_vec(), ..CatalogImage::default() };
+        let next = |secs| next_eval(&Catalog::from_image(image(&evals)), Timestamp::from_secs(secs)).unwrap().id;
+        assert_eq!(next(99), EvalId::from_random(3));
+        assert_eq!(next(100), EvalId::from_random(4));
+        let waiting = Catalog::from_image(image(&evals[3..4]));
+        assert!(next_eval(&waiting, Timestamp::from_secs(90)).is_none());
+        assert_eq!(until_next_due(&waiting, Timestamp::from_secs(90)), Duration::from_secs(10));
+    }
+}

@@ -1,0 +1,274 @@
+//! This server as a member of its cluster: what every part of the shell shares, and the two ways to the replicated state,
+//! proposing a command and reading what is committed.
+
+use crate::clock;
+use crate::logs::LogRequests;
+use crate::peers::Peers;
+use crate::sessions::Sessions;
+use catalog::Catalog;
+use consensus::{Raft, Role as RaftRole, Status};
+use identity::{CertificateAuthority, SealKey};
+use model::{Applied, Command, Envelope, Evaluation, Index, Refusal, ServerId};
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::Code;
+
+/// From the first try to the last of one proposal; an election takes about a second.
+const PROPOSE_FOR: Duration = Duration::from_secs(10);
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(8);
+const RETRY_DELAY: Duration = Duration::from_millis(100);
+const READ_FOR: Duration = Duration::from_secs(5);
+
+pub(crate) struct Member {
+    pub id: ServerId,
+    pub name: String,
+    pub region: String,
+    pub datacenter: String,
+    pub rpc_address: SocketAddr,
+    pub raft: Raft,
+    pub status: watch::Receiver<Status>,
+    pub catalog: watch::Receiver<Catalog>,
+    pub peers: Arc<Peers>,
+    pub sessions: Sessions,
+    pub logs: LogRequests,
+    pub seal: SealKey,
+    pub certificate_validity: Duration,
+    pub timing: crate::Timing,
+    pub authority: OnceLock<CertificateAuthority>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ProposeError {
+    /// Decided by the replicated state: every server answers the same.
+    #[error("{0}")]
+    Refused(Refusal),
+    #[error("no server leads the cluster; check that a majority of the servers runs, then try again")]
+    NoLeader,
+    #[error("too many commands wait; try again in a moment")]
+    Overloaded,
+    #[error("{reason}")]
+    TooLarge { reason: String },
+    #[error(
+        "the connection to the leader broke before it answered; look whether the change took effect, then repeat it"
+    )]
+    OutcomeUnknown,
+    #[error("the command needs feature level {needed}, the cluster is at {cluster}; upgrade every server first")]
+    FeatureLevel { cluster: u32, needed: u32 },
+    #[error("the leader's answer cannot be read: {0}; run the same release on every server")]
+    Answer(String),
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "no server leads the cluster, so nothing newer than this server's own state can be read; \
+    check that a majority of the servers runs, or add ?stale to read without it"
+)]
+pub struct ReadUnavailable;
+
+/// How one try to propose ended without an answer.
+enum Missed {
+    /// It is surely not in the log.
+    NotSent,
+    /// It may be in the log or still get there.
+    Unknown,
+    Final(ProposeError),
+}
+
+impl Member {
+    /// Puts a command into the log, by way of the leader, and waits for what applying it answered.
+    pub async fn propose(&self, command: Command) -> Result<Applied, ProposeError> {
+        let envelope = Envelope { proposed_at: clock::now(), feature_level: FEATURE_LEVEL_OF_COMMANDS, command };
+        self.check_feature_level(envelope.feature_level)?;
+        let bytes = wire::command::encode(&envelope);
+        let deadline = Instant::now() + PROPOSE_FOR;
+        loop {
+            let missed = match self.try_propose(&bytes).await {
+                Ok(outcome) => return outcome.map_err(ProposeError::Refused),
+                Err(missed) => missed,
+            };
+            match missed {
+                Missed::Final(error) => return Err(error),
+                Missed::Unknown => {
+                    if let Some(applied) = self.find_applied(&envelope.command).await {
+                        return Ok(applied);
+                    }
+                    if !is_repeatable(&envelope.command) {
+                        return Err(ProposeError::OutcomeUnknown);
+                    }
+                }
+                Missed::NotSent => {}
+            }
+            if Instant::now() >= deadline {
+                return Err(ProposeError::NoLeader);
+            }
+            tokio::time::sleep(RETRY_DELAY).await;
+        }
+    }
+
+    /// Puts an encoded command into this server's own log, which only the leader's accepts; for proposals that another
+    /// server forwards.
+    pub async fn propose_here(&self, bytes: Vec<u8>) -> Result<(u64, Vec<u8>), consensus::ProposeError> {
+        let committed = self.raft.propose(bytes).await?;
+        Ok((committed.index, committed.response))
+    }
+
+    /// Waits until the local catalog holds every write that was acknowledged before this call.
+    pub async fn read_barrier(&self) -> Result<(), ReadUnavailable> {
+        let deadline = Instant::now() + READ_FOR;
+        // A read asked for before the first commit of a term may be lost: ask again.
+        while Instant::now() < deadline {
+            match tokio::time::timeout(READ_FOR / 5, self.raft.read_index()).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(consensus::ReadError::Stopped)) => return Err(ReadUnavailable),
+                Ok(Err(_)) => tokio::time::sleep(RETRY_DELAY).await,
+                Err(_) => {}
+            }
+        }
+        Err(ReadUnavailable)
+    }
+
+    pub fn snapshot(&self) -> Catalog {
+        self.catalog.borrow().clone()
+    }
+
+    pub fn is_leader(&self) -> bool {
+        self.status.borrow().role == RaftRole::Leader
+    }
+
+    pub fn leader(&self) -> Option<ServerId> {
+        self.status.borrow().leader.filter(|id| *id != 0).map(ServerId)
+    }
+
+    pub fn leader_address(&self) -> Option<SocketAddr> {
+        self.leader().and_then(|id| if id == self.id { Some(self.rpc_address) } else { self.peers.address(id) })
+    }
+
+    /// The CA, unsealed at its first use.
+    pub fn authority(&self) -> anyhow::Result<&CertificateAuthority> {
+        if let Some(authority) = self.authority.get() {
+            return Ok(authority);
+        }
+        let catalog = self.snapshot();
+        let sealed = catalog.authority().ok_or_else(|| anyhow::anyhow!("{}", Refusal::NotBootstrapped))?;
+        let key = self.seal.open(&sealed.sealed_key)?;
+        let authority = CertificateAuthority::load(&sealed.certificate_der, &key)?;
+        Ok(self.authority.get_or_init(|| authority))
+    }
+
+    fn check_feature_level(&self, needed: u32) -> Result<(), ProposeError> {
+        let cluster = self.catalog.borrow().feature_level();
+        match needed <= cluster {
+            true => Ok(()),
+            false => Err(ProposeError::FeatureLevel { cluster, needed }),
+        }
+    }
+
+    async fn try_propose(&self, bytes: &[u8]) -> Result<wire::outcome::Outcome, Missed> {
+        let response = match self.leader() {
+            Some(id) if id == self.id => self.propose_here(bytes.to_vec()).await.map_err(missed_here)?.1,
+            Some(id) => self.forward(id, bytes).await?,
+            None => return Err(Missed::NotSent),
+        };
+        wire::outcome::decode(&response).map_err(|error| Missed::Final(ProposeError::Answer(error.to_string())))
+    }
+
+    async fn forward(&self, leader: ServerId, bytes: &[u8]) -> Result<Vec<u8>, Missed> {
+        let mut client = self.peers.client(leader).ok_or(Missed::NotSent)?;
+        let mut request = tonic::Request::new(crate::pb::ProposeRequest { envelope: bytes.to_vec() });
+        request.set_timeout(FORWARD_TIMEOUT);
+        match tokio::time::timeout(FORWARD_TIMEOUT, client.propose(request)).await {
+            Ok(Ok(reply)) => Ok(reply.into_inner().outcome),
+            Ok(Err(status)) => Err(missed_there(status)),
+            Err(_) => Err(Missed::Unknown),
+        }
+    }
+
+    /// Whether a command whose answer was lost took effect after all: its evaluations would be known.
+    async fn find_applied(&self, command: &Command) -> Option<Applied> {
+        let evals = evals_of(command);
+        if evals.is_empty() || self.read_barrier().await.is_err() {
+            return None;
+        }
+        let catalog = self.snapshot();
+        let index = evals.iter().find_map(|eval| catalog.eval(eval.id).map(|known| known.created_at_index))?;
+        Some(Applied { index, dropped: Vec::new() })
+    }
+}
+
+impl ProposeError {
+    /// Whether the same command may well succeed a moment later.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, ProposeError::NoLeader | ProposeError::Overloaded | ProposeError::OutcomeUnknown)
+    }
+}
+
+/// The level of every command that this build proposes.
+const FEATURE_LEVEL_OF_COMMANDS: u32 = 1;
+
+fn missed_here(error: consensus::ProposeError) -> Missed {
+    use consensus::ProposeError as Cause;
+    match error {
+        Cause::NotLeader { .. } => Missed::NotSent,
+        Cause::Overloaded => Missed::Final(ProposeError::Overloaded),
+        Cause::TooLarge { .. } => Missed::Final(ProposeError::TooLarge { reason: error.to_string() }),
+        Cause::Stopped => Missed::Final(ProposeError::NoLeader),
+        Cause::Dropped => Missed::Unknown,
+    }
+}
+
+/// The codes are those of [`crate::rpc`]'s Propose.
+fn missed_there(status: tonic::Status) -> Missed {
+    match status.code() {
+        Code::FailedPrecondition => Missed::NotSent,
+        Code::ResourceExhausted => Missed::Final(ProposeError::Overloaded),
+        Code::OutOfRange => Missed::Final(ProposeError::TooLarge { reason: status.message().to_owned() }),
+        _ if never_connected(&status) => Missed::NotSent,
+        _ => Missed::Unknown,
+    }
+}
+
+fn never_connected(status: &tonic::Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn evals_of(command: &Command) -> Vec<&Evaluation> {
+    match command {
+        Command::RegisterJob { eval, .. } | Command::DeregisterJob { eval, .. } => vec![eval],
+        Command::UpsertEvals(evals) => evals.iter().collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Whether applying the command twice ends like applying it once. Spending a token does not.
+fn is_repeatable(command: &Command) -> bool {
+    match command {
+        Command::RegisterJob { .. }
+        | Command::DeregisterJob { .. }
+        | Command::UpsertServer(_)
+        | Command::UpsertEvals(_)
+        | Command::UpdateAllocs { .. }
+        | Command::SetNodeStatus { .. }
+        | Command::SetFeatureLevel { .. } => true,
+        Command::Bootstrap { .. }
+        | Command::RemoveServer { .. }
+        | Command::CreateToken(_)
+        | Command::UseToken { .. }
+        | Command::RegisterNode(_)
+        | Command::ApplyPlan { .. } => false,
+    }
+}
+
+/// Nomad's headers and clients take 0 for "no index", so an index is never 0.
+pub(crate) fn shown_index(index: Index) -> u64 {
+    index.0.max(1)
+}

@@ -1,0 +1,247 @@
+//! The gRPC side: TLS, who may call what, and the services. Join is the only call that goes without a client
+//! certificate; the role in the certificate is checked on every other one.
+
+use crate::logs::{LogError, LogReader};
+use crate::member::{Member, ProposeError};
+use crate::pb;
+use crate::pb::agents_server::{Agents, AgentsServer};
+use crate::pb::join_server::{Join, JoinServer};
+use crate::pb::servers_server::{Servers, ServersServer};
+use crate::sessions::{self, Outbound};
+use crate::{clock, join};
+use futures::{Stream, StreamExt, stream};
+use identity::RPC_MESSAGE_BYTES_MAX;
+use model::{NodeId, Role};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
+use tonic::{Request, Response, Status, Streaming};
+use wire::session::LogRange;
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Handshakes under way at once; half-open ones beyond it wait in the kernel's queue.
+const HANDSHAKES_MAX: usize = 256;
+const PING_INTERVAL: Duration = Duration::from_secs(2);
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
+/// A join request is a token and a CSR.
+const JOIN_BYTES_MAX: usize = 64 * 1024;
+const STREAMS_MAX: u32 = 256;
+
+/// Serves until `stop` is set or dropped.
+pub(crate) async fn serve(member: Arc<Member>, listener: TcpListener, stop: watch::Receiver<bool>) {
+    let acceptor = TlsAcceptor::from(Arc::clone(&member.peers.tls().server));
+    let stop_at = until(stop);
+    let server = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(PING_INTERVAL))
+        .http2_keepalive_timeout(Some(PING_TIMEOUT))
+        .max_concurrent_streams(STREAMS_MAX)
+        .add_service(JoinServer::new(Service(Arc::clone(&member))).max_decoding_message_size(JOIN_BYTES_MAX))
+        .add_service(
+            AgentsServer::new(Service(Arc::clone(&member)))
+                .max_decoding_message_size(RPC_MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(RPC_MESSAGE_BYTES_MAX),
+        )
+        .add_service(
+            ServersServer::new(Service(member))
+                .max_decoding_message_size(RPC_MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(RPC_MESSAGE_BYTES_MAX),
+        )
+        .serve_with_incoming(incoming(listener, acceptor));
+    tokio::select! {
+        ended = server => if let Err(error) = ended { tracing::error!(%error, "the RPC listener failed") },
+        // Not tonic's graceful end: streams of agents and peers would keep it alive for ever.
+        () = stop_at => {}
+    }
+}
+
+/// Connections whose handshake is over. A slow or hostile one holds up no other.
+fn incoming(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+) -> impl Stream<Item = std::io::Result<TlsStream<TcpStream>>> + Send {
+    let accepted = stream::unfold(listener, |listener| async move {
+        let connection = listener.accept().await;
+        if connection.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await; // out of file descriptors, most likely
+        }
+        Some((connection, listener))
+    });
+    accepted
+        .map(move |connection| {
+            let acceptor = acceptor.clone();
+            async move {
+                let (tcp, address) = connection.ok()?;
+                let _ = tcp.set_nodelay(true);
+                handshake(acceptor, tcp, address).await
+            }
+        })
+        .buffer_unordered(HANDSHAKES_MAX)
+        .filter_map(|connection| async move { connection.map(Ok) })
+}
+
+async fn handshake(acceptor: TlsAcceptor, tcp: TcpStream, address: SocketAddr) -> Option<TlsStream<TcpStream>> {
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
+        Ok(Ok(tls)) => Some(tls),
+        Ok(Err(error)) => {
+            tracing::warn!(%address, %error, "TLS handshake refused");
+            None
+        }
+        Err(_) => {
+            tracing::warn!(%address, "TLS handshake took too long");
+            None
+        }
+    }
+}
+
+pub(crate) async fn until(mut stop: watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+struct Service(Arc<Member>);
+
+#[tonic::async_trait]
+impl Join for Service {
+    async fn join(&self, request: Request<pb::JoinRequest>) -> Result<Response<pb::JoinReply>, Status> {
+        let from = remote(&request);
+        let request = request.into_inner();
+        let (name, role) = (request.name.clone(), request.role);
+        match join::admit(&self.0, request).await {
+            Ok(reply) => Ok(Response::new(reply)),
+            Err(error) => {
+                tracing::warn!(name, role, ?from, reason = %error, "join refused");
+                Err(error.into())
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Agents for Service {
+    type SessionStream = Outbound;
+
+    async fn session(&self, request: Request<Streaming<pb::AgentMessage>>) -> Result<Response<Outbound>, Status> {
+        let id = require(&request, Role::Agent)?;
+        let node_id: NodeId = id.parse().map_err(|_| Status::permission_denied("the certificate names no node"))?;
+        Ok(Response::new(sessions::open(Arc::clone(&self.0), node_id, request.into_inner()).await))
+    }
+}
+
+#[tonic::async_trait]
+impl Servers for Service {
+    type ReadLogsStream = Pin<Box<dyn Stream<Item = Result<pb::LogChunk, Status>> + Send>>;
+
+    async fn raft(&self, request: Request<Streaming<pb::RaftMessage>>) -> Result<Response<pb::RaftAck>, Status> {
+        require(&request, Role::Server)?;
+        let mut messages = request.into_inner();
+        while let Some(message) = messages.message().await? {
+            self.0.raft.step(message.message);
+        }
+        Ok(Response::new(pb::RaftAck {}))
+    }
+
+    async fn propose(&self, request: Request<pb::ProposeRequest>) -> Result<Response<pb::ProposeReply>, Status> {
+        require(&request, Role::Server)?;
+        let envelope = request.into_inner().envelope;
+        // What no server could read must not get into the log: every server would halt on it.
+        let decoded = wire::command::decode(&envelope);
+        let decoded = decoded.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let cluster = self.0.catalog.borrow().feature_level();
+        if decoded.feature_level > cluster {
+            let refusal = ProposeError::FeatureLevel { cluster, needed: decoded.feature_level };
+            return Err(Status::invalid_argument(refusal.to_string()));
+        }
+        let (index, outcome) = self.0.propose_here(envelope).await.map_err(status_of_propose)?;
+        Ok(Response::new(pb::ProposeReply { index, outcome }))
+    }
+
+    async fn read_logs(&self, request: Request<pb::ReadLogsRequest>) -> Result<Response<Self::ReadLogsStream>, Status> {
+        require(&request, Role::Server)?;
+        let range = request.into_inner().range.ok_or_else(|| Status::invalid_argument("range: missing"))?;
+        let range = LogRange::try_from(range).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let reader = self.0.read_logs_here(range).await.map_err(status_of_logs)?;
+        Ok(Response::new(Box::pin(chunks_of(reader))))
+    }
+}
+
+fn chunks_of(reader: LogReader) -> impl Stream<Item = Result<pb::LogChunk, Status>> + Send {
+    stream::unfold(reader, |mut reader| async move {
+        let chunk = reader.next().await?;
+        Some((Ok(pb::LogChunk { data: chunk.data, eof: chunk.eof, error: chunk.error }), reader))
+    })
+}
+
+/// The id in the caller's certificate, if it has the role and is still valid.
+fn require<T>(request: &Request<T>, role: Role) -> Result<String, Status> {
+    let info = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>();
+    let certificates = info.and_then(TlsConnectInfo::peer_certs);
+    let leaf = certificates.as_ref().and_then(|chain| chain.first());
+    let leaf = leaf.ok_or_else(|| {
+        Status::unauthenticated("this call needs a client certificate; join the cluster with a token to get one")
+    })?;
+    let (found, id) = identity::peer_role(leaf).map_err(|error| Status::unauthenticated(error.to_string()))?;
+    // The handshake checked it once; a connection may outlive the certificate.
+    if identity::valid_until(leaf).map_or(true, |end| end < std::time::SystemTime::now()) {
+        return Err(Status::unauthenticated("the client certificate has expired; join the cluster again"));
+    }
+    match found == role {
+        true => Ok(id),
+        false => {
+            let (found, asked) = (found.as_str(), role.as_str());
+            tracing::warn!(from = ?remote(request), found, asked, id, "call refused: wrong role");
+            Err(Status::permission_denied(format!("this call is for role {asked}, the certificate has role {found}")))
+        }
+    }
+}
+
+fn remote<T>(request: &Request<T>) -> Option<SocketAddr> {
+    let info = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>()?;
+    info.get_ref().remote_addr()
+}
+
+/// [`Member::propose`] of the forwarding server reads these codes.
+fn status_of_propose(error: consensus::ProposeError) -> Status {
+    use consensus::ProposeError as Cause;
+    let text = error.to_string();
+    match error {
+        Cause::NotLeader { .. } => Status::failed_precondition(text),
+        Cause::Overloaded => Status::resource_exhausted(text),
+        Cause::TooLarge { .. } => Status::out_of_range(text),
+        Cause::Dropped => Status::aborted(text),
+        Cause::Stopped => Status::unavailable(text),
+    }
+}
+
+fn status_of_logs(error: LogError) -> Status {
+    let text = error.to_string();
+    match error {
+        LogError::UnknownAlloc(_) => Status::not_found(text),
+        LogError::NoSession(_) | LogError::NoLeader | LogError::Leader(_) => Status::unavailable(text),
+    }
+}
+
+impl From<join::JoinError> for Status {
+    fn from(error: join::JoinError) -> Self {
+        let text = error.to_string();
+        match error {
+            join::JoinError::Request(_) | join::JoinError::Sign(_) => Status::invalid_argument(text),
+            join::JoinError::Token(_) | join::JoinError::OtherCluster | join::JoinError::TokenRole { .. } => {
+                Status::permission_denied(text)
+            }
+            join::JoinError::NodeIdTaken(_) => Status::already_exists(text),
+            join::JoinError::Propose(ProposeError::Refused(_)) => Status::permission_denied(text),
+            join::JoinError::Propose(_) | join::JoinError::Read(_) => Status::unavailable(text),
+            join::JoinError::Authority(_) => Status::internal(text),
+        }
+    }
+}
+
+/// A node id for an agent that did not choose one.
+pub(crate) fn fresh_node_id() -> NodeId {
+    NodeId::from_random(clock::random_bits())
+}

@@ -1,0 +1,288 @@
+//! Starting a server: everything that can be refused is refused before anything changes, then the pieces are put
+//! together.
+
+use crate::clock;
+use crate::config::{Mode, ServerConfig};
+use crate::disk::{Disk, FoundingFile, Papers, Record, hex};
+use crate::http;
+use crate::join;
+use crate::logs::LogRequests;
+use crate::machine::{Halt, Machine, halt_process};
+use crate::member::{Member, ProposeError};
+use crate::peers::{Peers, RaftTransport};
+use crate::sessions::Sessions;
+use crate::{leader, rpc};
+use anyhow::{Context, bail};
+use consensus::Raft;
+use identity::{CertificateAuthority, Credentials, KeyAndRequest, SealKey, Subject, Token};
+use ipnet::IpNet;
+use model::{Command, JoinToken, Refusal, Role, ServerId, ServerRecord, Timestamp};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// The id of the server that makes the cluster; every other id is a log index above it.
+const FOUNDER: ServerId = ServerId(1);
+/// From a start until the cluster must know its authority.
+const FOUND_FOR: Duration = Duration::from_secs(30);
+
+/// A running server. Dropping it leaves its tasks running; call [`Server::shutdown`].
+pub struct Server {
+    member: Arc<Member>,
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+    http_address: Option<SocketAddr>,
+}
+
+/// What kind of token to make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenRequest {
+    pub role: Role,
+    pub uses: u32,
+    /// `None` is a token that does not expire.
+    pub ttl: Option<Duration>,
+}
+
+impl Server {
+    /// Starts by the configuration's mode and returns when the server serves. An error leaves nothing running.
+    pub async fn start(config: ServerConfig) -> anyhow::Result<Server> {
+        config.check()?;
+        let listeners = Listeners::bind(&config).await?;
+        let advertise = config.rpc_advertise.unwrap_or(listeners.rpc_address);
+        let (disk, record) = settle(&config, advertise).await?;
+        let papers = disk.papers()?;
+        let server = Self::assemble(&config, &disk, &record, papers, listeners)?;
+        match server.found(&disk).await {
+            Ok(()) => Ok(server),
+            Err(error) => {
+                server.shutdown().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The HTTP API, for a listener of the caller's own.
+    pub fn router(&self) -> axum::Router {
+        http::router(Arc::clone(&self.member))
+    }
+
+    pub fn id(&self) -> ServerId {
+        self.member.id
+    }
+
+    /// Where other machines reach the RPC.
+    pub fn rpc_address(&self) -> SocketAddr {
+        self.member.rpc_address
+    }
+
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http_address
+    }
+
+    pub fn is_leader(&self) -> bool {
+        self.member.is_leader()
+    }
+
+    /// Makes a join token; the text is not kept anywhere.
+    pub async fn create_token(&self, request: TokenRequest) -> Result<String, anyhow::Error> {
+        Ok(create_token(&self.member, request).await?.0)
+    }
+
+    /// Stops serving, then the log. Waits for a write under way.
+    pub async fn shutdown(self) {
+        self.stop.send_replace(true);
+        self.member.sessions.close_all();
+        for task in self.tasks {
+            let _ = task.await;
+        }
+        let raft = self.member.raft.clone();
+        let _ = tokio::task::spawn_blocking(move || raft.shutdown()).await;
+    }
+
+    fn assemble(
+        config: &ServerConfig,
+        disk: &Disk,
+        record: &Record,
+        papers: Papers,
+        listeners: Listeners,
+    ) -> anyhow::Result<Server> {
+        let member = Arc::new(member(config, disk, record, papers)?);
+        let (stop, stopped) = watch::channel(false);
+        let mut tasks = vec![
+            tokio::spawn(rpc::serve(Arc::clone(&member), listeners.rpc, stopped.clone())),
+            tokio::spawn(leader::supervise(Arc::clone(&member), stopped.clone())),
+        ];
+        let http_address = listeners.http.as_ref().map(TcpListener::local_addr).transpose()?;
+        if let Some(listener) = listeners.http {
+            tasks.push(tokio::spawn(http::serve(Arc::clone(&member), listener, stopped)));
+        }
+        tracing::info!(id = record.id, name = record.name, rpc = %member.rpc_address, http = ?http_address, "serving");
+        Ok(Server { member, stop, tasks, http_address })
+    }
+
+    /// The founder tells the new cluster who it is and what its authority is, also if an earlier start did not get to it.
+    async fn found(&self, disk: &Disk) -> anyhow::Result<()> {
+        let Some(founding) = disk.founding()? else { return Ok(()) };
+        tokio::time::timeout(FOUND_FOR, self.member.read_barrier())
+            .await
+            .context("the new cluster elected no leader")??;
+        let (alloc_range, vip_range) = (founding.alloc_range.parse()?, founding.vip_range.parse()?);
+        let bootstrap = Command::Bootstrap { authority: founding.authority(), alloc_range, vip_range };
+        match self.member.propose(bootstrap).await {
+            Ok(_) | Err(ProposeError::Refused(Refusal::AlreadyBootstrapped)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let Member { id, name, rpc_address, .. } = &*self.member;
+        let record = ServerRecord { id: *id, name: name.clone(), rpc_address: *rpc_address };
+        self.member.propose(Command::UpsertServer(record)).await?;
+        Ok(disk.forget_founding()?)
+    }
+}
+
+/// The token's text and what the catalog keeps of it.
+pub(crate) async fn create_token(member: &Member, request: TokenRequest) -> anyhow::Result<(String, JoinToken)> {
+    if request.uses == 0 {
+        bail!("uses: a token needs at least one use");
+    }
+    let token = Token::create(member.authority()?.digest(), request.role)?;
+    let record = JoinToken {
+        digest: token.digest(),
+        role: request.role,
+        uses_left: request.uses,
+        expires_at: request.ttl.map_or(Timestamp::NEVER, |ttl| clock::now().plus(ttl)),
+    };
+    member.propose(Command::CreateToken(record.clone())).await?;
+    Ok((token.reveal(), record))
+}
+
+struct Listeners {
+    rpc: TcpListener,
+    rpc_address: SocketAddr,
+    http: Option<TcpListener>,
+}
+
+impl Listeners {
+    async fn bind(config: &ServerConfig) -> anyhow::Result<Self> {
+        let rpc = bind("rpc_bind", config.rpc_bind).await?;
+        let http = match config.http_bind {
+            Some(address) => Some(bind("http_bind", address).await?),
+            None => None,
+        };
+        Ok(Self { rpc_address: rpc.local_addr()?, rpc, http })
+    }
+}
+
+async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let remedy = "another process may hold the port: stop it, or choose another address";
+    TcpListener::bind(address).await.with_context(|| format!("{key}: cannot listen on {address}; {remedy}"))
+}
+
+/// Finds or makes the server's data directory.
+async fn settle(config: &ServerConfig, advertise: SocketAddr) -> anyhow::Result<(Disk, Record)> {
+    match &config.mode {
+        Mode::Resume => Ok(Disk::inhabited(&config.data_dir, &config.name)?),
+        Mode::Init { alloc_range, vip_range } => {
+            let disk = Disk::vacant(&config.data_dir)?;
+            let record = found(config, &disk, advertise, *alloc_range, *vip_range)?;
+            Ok((disk, record))
+        }
+        Mode::Join { servers, token } => {
+            let disk = Disk::vacant(&config.data_dir)?;
+            let admission = join::request_admission(config, servers, token, advertise).await?;
+            credentials(&admission.papers)?;
+            disk.settle(&admission.record, &admission.papers, None)?;
+            Ok((disk, admission.record))
+        }
+    }
+}
+
+/// Makes the CA and the founder's own certificate.
+fn found(
+    config: &ServerConfig,
+    disk: &Disk,
+    rpc_advertise: SocketAddr,
+    alloc_range: IpNet,
+    vip_range: IpNet,
+) -> anyhow::Result<Record> {
+    let authority = CertificateAuthority::create()?;
+    let seal = SealKey::generate()?;
+    let key = KeyAndRequest::generate()?;
+    let certificate_pem = authority.sign(&key.request_pem, Subject::Server(FOUNDER), config.certificate_validity)?;
+    let founding = FoundingFile {
+        certificate_der: authority.certificate_der().to_vec(),
+        sealed_key: seal.seal(authority.key_der())?,
+        alloc_range: alloc_range.to_string(),
+        vip_range: vip_range.to_string(),
+    };
+    let papers = Papers { ca_pem: authority.certificate_pem(), certificate_pem, key_pem: key.key_pem, seal };
+    let (cluster, name) = (hex(&authority.digest()), config.name.clone());
+    let record = Record { cluster, id: FOUNDER.0, name, rpc_advertise, founder: true, peers: Vec::new() };
+    disk.settle(&record, &papers, Some(&founding))?;
+    Ok(record)
+}
+
+fn credentials(papers: &Papers) -> anyhow::Result<Credentials> {
+    let credentials = Credentials::from_pem(&papers.ca_pem, &papers.certificate_pem, &papers.key_pem)?;
+    credentials.mtls()?;
+    Ok(credentials)
+}
+
+fn member(config: &ServerConfig, disk: &Disk, record: &Record, papers: Papers) -> anyhow::Result<Member> {
+    let credentials = credentials(&papers)?;
+    check_papers(&credentials, record)?;
+    let (machine, catalog) = Machine::new(Arc::new(halt_process) as Halt);
+    let seeds: HashMap<ServerId, SocketAddr> =
+        record.peers.iter().map(|peer| (ServerId(peer.id), peer.rpc_address)).collect();
+    let peers = Arc::new(Peers::new(credentials.mtls()?, catalog.clone(), seeds));
+    let transport = Arc::new(RaftTransport::new(Arc::clone(&peers), Handle::current()));
+    let mut consensus = consensus::Config::new(record.id, disk.raft_dir(), clock::random_seed());
+    consensus.bootstrap = record.founder.then(|| vec![record.id]);
+    let raft = Raft::start(consensus, Arc::clone(&transport) as _, Box::new(machine))?;
+    transport.attach(raft.clone());
+    Ok(Member {
+        id: record.server_id(),
+        name: record.name.clone(),
+        region: config.region.clone(),
+        datacenter: config.datacenter.clone(),
+        rpc_address: record.rpc_advertise,
+        status: watch_status(&raft),
+        raft,
+        catalog,
+        peers,
+        sessions: Sessions::default(),
+        logs: LogRequests::default(),
+        seal: papers.seal,
+        certificate_validity: config.certificate_validity,
+        timing: config.timing,
+        authority: OnceLock::new(),
+    })
+}
+
+fn check_papers(credentials: &Credentials, record: &Record) -> anyhow::Result<()> {
+    let (role, id) = credentials.identity()?;
+    if role != Role::Server || id != record.id.to_string() {
+        bail!("data_dir: server.pem is of {} {id}, server.json of server {}; restore both", role.as_str(), record.id);
+    }
+    let cluster = hex(&identity::sha256(&credentials.ca));
+    if cluster != record.cluster {
+        bail!("data_dir: ca.pem is of cluster {cluster}, server.json of cluster {}; restore both", record.cluster);
+    }
+    if identity::valid_until(&credentials.leaf)? < std::time::SystemTime::now() {
+        bail!(
+            "data_dir: this server's certificate has expired (renewal is not built yet); join again under another name \
+             with an empty data directory and a token from `meshctl token create --role server`"
+        );
+    }
+    Ok(())
+}
+
+fn watch_status(raft: &Raft) -> watch::Receiver<consensus::Status> {
+    let (sender, receiver) = watch::channel(raft.status());
+    raft.subscribe(Box::new(move |status| drop(sender.send_replace(status.clone()))));
+    receiver
+}
