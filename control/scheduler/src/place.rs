@@ -29,6 +29,7 @@ pub(crate) struct Request<'a> {
     group: &'a TaskGroup,
     demand: NodeResources,
     ports: &'a [PortRequest],
+    statics: Vec<u16>,
     distinct_in_job: bool,
     distinct_in_group: bool,
     /// Why each node of the fleet, by position, is out of the question.
@@ -62,10 +63,12 @@ impl<'a> Fleet<'a> {
         let reasons = |state: &NodeState<'_>| {
             reason_not_placeable(state.node).into_iter().chain(feasibility.reasons_against(state.node)).collect()
         };
+        let ports: &[PortRequest] = group.network.as_ref().map_or(&[], |network: &Network| &network.ports);
         Request {
             group,
             demand: capacity::demand(group),
-            ports: group.network.as_ref().map_or(&[], |network: &Network| &network.ports),
+            ports,
+            statics: ports.iter().filter_map(|port| port.static_port).collect(),
             distinct_in_job: distinct_hosts(&job.constraints),
             distinct_in_group: distinct_hosts(&group.constraints)
                 || group.tasks.iter().any(|task| distinct_hosts(&task.constraints)),
@@ -153,11 +156,10 @@ impl<'a> NodeState<'a> {
     }
 
     fn misfits(&self, request: &Request<'_>) -> Vec<Exhausted> {
-        let statics: Vec<u16> = request.ports.iter().filter_map(|port| port.static_port).collect();
-        let mut misfits = self.usage.misfits(self.node, request.demand, &statics);
-        let taken: BTreeSet<u16> = self.usage.ports.range(DYNAMIC_PORTS).chain(&statics).copied().collect();
-        let free = DYNAMIC_PORTS.len() - taken.range(DYNAMIC_PORTS).count();
-        if request.ports.len() - statics.len() > free {
+        let mut misfits = self.usage.misfits(self.node, request.demand, &request.statics);
+        let asked = request.statics.iter().filter(|port| DYNAMIC_PORTS.contains(port)).count();
+        let free = DYNAMIC_PORTS.len().saturating_sub(self.usage.ports.range(DYNAMIC_PORTS).count() + asked);
+        if request.ports.len() - request.statics.len() > free {
             misfits.push(Exhausted::DynamicPorts);
         }
         misfits
@@ -185,7 +187,7 @@ impl<'a> NodeState<'a> {
 
     fn choose_ports(&self, request: &Request<'_>, random: &mut Random) -> Vec<AllocatedPort> {
         let mut taken = self.usage.ports.clone();
-        taken.extend(request.ports.iter().filter_map(|port| port.static_port));
+        taken.extend(&request.statics);
         let mut ports = Vec::new();
         for asked in request.ports {
             let Some(host_port) = asked.static_port.or_else(|| free_dynamic_port(&taken, random)) else { continue };

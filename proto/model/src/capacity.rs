@@ -113,3 +113,59 @@ impl fmt::Display for Exhausted {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Epoch, Index, NodeId};
+    use crate::node::{Eligibility, NodeStatus};
+    use crate::time::Timestamp;
+    use std::net::IpAddr;
+
+    const ROOM: NodeResources = NodeResources { cpu_mhz: 1000, memory_mb: 1000, disk_mb: 1000 };
+
+    fn node() -> Node {
+        Node {
+            id: NodeId::from_random(1),
+            name: "n1".to_owned(),
+            datacenter: "dc1".to_owned(),
+            pool: "default".to_owned(),
+            class: String::new(),
+            address: IpAddr::from([10, 77, 0, 11]),
+            attributes: Default::default(),
+            meta: Default::default(),
+            resources: ROOM,
+            drivers: Default::default(),
+            status: NodeStatus::Ready,
+            eligibility: Eligibility::Eligible,
+            epoch: Epoch(1),
+            blocks: Vec::new(),
+            version: String::new(),
+            status_changed_at: Timestamp::NEVER,
+            created_at_index: Index(0),
+            modified_at_index: Index(0),
+        }
+    }
+
+    #[track_caller]
+    fn check(used: (u64, u64, u64), ports: &[u16], expected: &[&str]) {
+        let resources = NodeResources { cpu_mhz: used.0, memory_mb: used.1, disk_mb: used.2 };
+        let usage = Usage { resources, ports: [80, 20_000].into() };
+        let demand = NodeResources { cpu_mhz: 400, memory_mb: 400, disk_mb: 400 };
+        let misfits: Vec<String> = usage.misfits(&node(), demand, ports).iter().map(Exhausted::to_string).collect();
+        assert_eq!(misfits, expected);
+    }
+
+    #[test]
+    fn every_dimension_without_room_is_named() {
+        check((600, 600, 600), &[], &[]);
+        check((601, 600, 600), &[], &["cpu"]);
+        check((600, 700, u64::MAX), &[443], &["memory", "disk"]);
+        check((0, 0, 0), &[80, 443, 20_000], &["network: port 80", "network: port 20000"]);
+    }
+
+    #[test]
+    fn a_port_asked_for_twice_never_fits() {
+        check((0, 0, 0), &[443, 443], &["network: port 443"]);
+    }
+}
