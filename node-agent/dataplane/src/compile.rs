@@ -315,7 +315,7 @@ impl<'a> Compiler<'a> {
 }
 
 /// The service tag of backends behind mapped host ports.
-const HOST_PORT: u32 = 0;
+pub(crate) const HOST_PORT: u32 = 0;
 
 fn check_edge(uplink: &Uplink, port: u16, edges: &BTreeMap<u16, Edge>) -> Result<(), RouteProblemKind> {
     match edges.get(&port) {

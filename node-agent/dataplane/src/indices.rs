@@ -9,6 +9,7 @@ use crate::maglev::{self, Member};
 use abi::{Backend, Be16, Be32, RingHead, VipKey};
 use model::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,6 +69,20 @@ impl Indices {
     pub fn image(&self) -> &MapImage {
         &self.image
     }
+}
+
+/// The mapped host ports that an image holds, by the allocation's address: (host port, port of the allocation). A restarted
+/// agent keeps them until it hears of the allocation.
+pub fn host_ports(image: &MapImage) -> BTreeMap<IpAddr, Vec<(u16, u16)>> {
+    let mut found: BTreeMap<IpAddr, Vec<(u16, u16)>> = BTreeMap::new();
+    for (key, value) in &image.vips {
+        let backend = image.rings.get(&value.ring).and_then(|ring| image.backends.get(ring.slots.first()?));
+        if let Some(backend) = backend.filter(|backend| backend.service == crate::compile::HOST_PORT) {
+            let address = IpAddr::V4(backend.addr.into());
+            found.entry(address).or_default().push((key.port.get(), backend.port.get()));
+        }
+    }
+    found
 }
 
 fn unused_rings(image: &MapImage) -> impl Iterator<Item = u32> {

@@ -305,6 +305,14 @@ fn host_ports_of_local_allocations_are_mapped() {
 }
 
 #[test]
+fn mapped_host_ports_can_be_read_back() {
+    let mut snapshot = snapshot(web());
+    snapshot.endpoints.insert(ip("10.64.1.2"), endpoint(1, 2, &[(23_000, 8080), (23_001, 9090)]));
+    let expected = BTreeMap::from([(ip("10.64.1.2"), vec![(23_000, 8080), (23_001, 9090)])]);
+    assert_eq!(host_ports(fresh(&snapshot).image()), expected);
+}
+
+#[test]
 fn an_edge_route_hides_a_host_port_and_says_so_unless_it_leads_to_the_same_allocation() {
     let mut services = web();
     services[0].instances[0].tags.push(EDGE_TAG.to_owned());

@@ -16,5 +16,5 @@ mod tests;
 mod zone;
 
 pub use answer::{Answer, answer};
-pub use respond::{Transport, respond};
+pub use respond::{Transport, respond, unavailable};
 pub use zone::{Zone, ZoneError};

@@ -29,7 +29,7 @@ pub fn respond(request: &[u8], zone: &Zone, transport: Transport, seed: u64) -> 
     }
     match Message::from_vec(request) {
         Ok(request) => encode(response_to(&request, zone, seed), size_max(&request, transport)),
-        Err(_) => malformed(request),
+        Err(_) => header_only(request, ResponseCode::FormErr),
     }
 }
 
@@ -120,11 +120,18 @@ fn encode_within(message: &Message, limit: usize) -> Option<Vec<u8>> {
     (!cut).then_some(bytes)
 }
 
-/// The header of something unreadable, turned around.
-fn malformed(request: &[u8]) -> Option<Vec<u8>> {
+/// For a server that has no zone yet: whoever asks shall ask another or again, and remember nothing.
+pub fn unavailable(request: &[u8]) -> Option<Vec<u8>> {
+    let is_response = request.get(2)? & 0x80 != 0;
+    let whole = request.len() >= HEADER_LEN && !is_response;
+    whole.then(|| header_only(request, ResponseCode::ServFail)).flatten()
+}
+
+/// The header of something unread, turned around.
+fn header_only(request: &[u8], code: ResponseCode) -> Option<Vec<u8>> {
     let id = u16::from_be_bytes([*request.first()?, *request.get(1)?]);
     let op_code = OpCode::from_u8((request.get(2)? >> 3) & 0x0f);
     let mut response = Message::new(id, MessageType::Response, op_code);
-    response.metadata.response_code = ResponseCode::FormErr;
+    response.metadata.response_code = code;
     response.to_vec().ok()
 }

@@ -268,6 +268,14 @@ fn responses_and_scraps_get_no_answer() {
     assert_eq!(respond(b"short", &zone(), Transport::Udp, 0), None);
 }
 
+#[test]
+fn without_a_zone_there_is_no_answer_to_remember() {
+    let request = request("web.cluster.", RecordType::A).to_vec().expect("encodes");
+    let response = crate::unavailable(&request).and_then(|bytes| Message::from_vec(&bytes).ok()).expect("is answered");
+    assert_eq!(response.metadata.response_code, ResponseCode::ServFail);
+    assert_eq!(crate::unavailable(b"short"), None);
+}
+
 /// Addresses that do not share bits, so that compression does not hide their size.
 fn crowd(count: u8) -> Zone {
     zone_of(vec![service("web", 1, (0..count).map(|host| instance(1, host, &[])).collect())])
