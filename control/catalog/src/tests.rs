@@ -308,6 +308,7 @@ fn an_instance_lives_while_its_task_runs() {
     let unchecked = AllocUpdate { checks: BTreeMap::new(), ..update(&log, 1, ClientStatus::Running) };
     log.update(1, vec![unchecked]);
     assert_eq!(health(&log), [(Health::Critical, false)]);
+    assert_eq!(log.state.routing_generation().0, log.state.index().0, "a changed health is a new generation");
     // While the task restarts there is nothing to reach.
     let mut restarting = update(&log, 1, ClientStatus::Running);
     restarting.task_states.get_mut("main").unwrap().phase = TaskPhase::Pending;

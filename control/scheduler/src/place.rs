@@ -234,3 +234,94 @@ fn note_reasons(failure: &mut PlacementFailure, filtered: Vec<String>, misfits: 
         .for_each(|dimension| *failure.dimensions_exhausted.entry(dimension.to_string()).or_default() += 1);
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::{Eligibility, Epoch, Index, RestartPolicy, Timestamp};
+    use std::net::IpAddr;
+
+    const FREE: [u16; 3] = [20_000, 25_000, 32_000];
+
+    fn node() -> Node {
+        Node {
+            id: NodeId::from_random(1),
+            name: "n1".to_owned(),
+            datacenter: "dc1".to_owned(),
+            pool: "default".to_owned(),
+            class: String::new(),
+            address: IpAddr::from([10, 77, 0, 11]),
+            attributes: BTreeMap::new(),
+            meta: BTreeMap::new(),
+            resources: NodeResources::default(),
+            drivers: BTreeMap::new(),
+            status: NodeStatus::Ready,
+            eligibility: Eligibility::Eligible,
+            epoch: Epoch(1),
+            blocks: Vec::new(),
+            version: String::new(),
+            status_changed_at: Timestamp::NEVER,
+            created_at_index: Index(0),
+            modified_at_index: Index(0),
+        }
+    }
+
+    fn group() -> TaskGroup {
+        TaskGroup {
+            name: "api".to_owned(),
+            count: 1,
+            constraints: Vec::new(),
+            restart: RestartPolicy::SERVICE,
+            network: None,
+            services: Vec::new(),
+            tasks: Vec::new(),
+            meta: BTreeMap::new(),
+            disk_mb: 0,
+        }
+    }
+
+    /// The ports chosen on a node that has only [`FREE`] left, or what is exhausted.
+    fn choose(asked: &[Option<u16>], seed: u64) -> Result<Vec<u16>, Vec<Exhausted>> {
+        let (node, group) = (node(), group());
+        let mut state = NodeState::new(&node, seed);
+        state.usage.ports = DYNAMIC_PORTS.filter(|port| !FREE.contains(port)).collect();
+        let ports: Vec<PortRequest> = asked
+            .iter()
+            .map(|static_port| PortRequest { label: String::new(), static_port: *static_port, to: None })
+            .collect();
+        let request = Request {
+            group: &group,
+            demand: NodeResources::default(),
+            ports: &ports,
+            statics: asked.iter().copied().flatten().collect(),
+            distinct_in_job: false,
+            distinct_in_group: false,
+            filtered: Vec::new(),
+        };
+        match state.misfits(&request) {
+            misfits if misfits.is_empty() => Ok(state
+                .choose_ports(&request, &mut Random::new(seed, &[]))
+                .iter()
+                .map(|port| port.host_port)
+                .collect()),
+            misfits => Err(misfits),
+        }
+    }
+
+    #[test]
+    fn the_last_free_ports_are_found_and_none_is_given_twice() {
+        for seed in 0..50 {
+            let all = choose(&[None, None, None], seed).unwrap();
+            assert_eq!(all.into_iter().collect::<BTreeSet<_>>(), FREE.into());
+            let beside_static = choose(&[None, Some(25_000), None], seed).unwrap();
+            assert_eq!(beside_static.into_iter().collect::<BTreeSet<_>>(), FREE.into());
+        }
+    }
+
+    #[test]
+    fn more_dynamic_ports_than_are_free_do_not_fit() {
+        assert_eq!(choose(&[None, None, None, None], 1), Err(vec![Exhausted::DynamicPorts]));
+        assert_eq!(choose(&[None, None, None, Some(20_000)], 1), Err(vec![Exhausted::DynamicPorts]));
+        assert_eq!(choose(&[Some(20_001)], 1), Err(vec![Exhausted::Port(20_001)]));
+    }
+}

@@ -66,7 +66,9 @@ fn command(log: &mut Log, dice: Dice) -> Command {
             let epoch = log.state.node(node).map_or(Epoch(3), |node| node.epoch);
             let mut updates: Vec<AllocUpdate> =
                 log.state.allocs().map(|alloc| log.update_of(alloc.id, client(big))).collect();
-            updates.iter_mut().for_each(|update| update.address = Some(IpAddr::from(big.to_be_bytes())));
+            // The first nodes' blocks, so that some addresses are the node's own and others are not.
+            let address = IpAddr::from([10, 64, 0, (big % 256) as u8]);
+            updates.iter_mut().for_each(|update| update.address = Some(address));
             Command::UpdateAllocs { node_id: node, epoch, updates, evals: Vec::new() }
         }
         _ => Command::SetFeatureLevel { level: u32::from(b % 2) },
