@@ -54,7 +54,8 @@ impl Endpoint {
 }
 
 fn agent() -> ureq::Agent {
-    let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_connect(Some(Duration::from_secs(5)));
+    let config =
+        ureq::Agent::config_builder().http_status_as_error(false).timeout_connect(Some(Duration::from_secs(5)));
     config.build().into()
 }
 
@@ -81,5 +82,6 @@ fn checked(response: ureq::http::Response<ureq::Body>) -> Result<Box<dyn Read>> 
 }
 
 fn read_json<T: DeserializeOwned>(path: &str, body: Box<dyn Read>) -> Result<T> {
-    serde_json::from_reader(body.take(BODY_MAX)).with_context(|| format!("the answer to {path} is not what was expected"))
+    serde_json::from_reader(body.take(BODY_MAX))
+        .with_context(|| format!("the answer to {path} is not what was expected"))
 }

@@ -1,0 +1,272 @@
+//! `meshctl job`: register a job file, follow its evaluation, show and stop jobs.
+
+use crate::client::Endpoint;
+use crate::json::{entries, list, now, number, print_pretty, text};
+use crate::table::{ago, block, columns, row, short, time};
+use anyhow::{Context, Result, bail};
+use clap::Subcommand;
+use serde_json::{Value, json};
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+/// Job files larger than this are refused before they are read whole.
+const FILE_MAX: u64 = 1 << 20;
+
+/// `job run`: accepted, but something could not be placed.
+const EXIT_UNPLACED: u8 = 2;
+
+const POLL: Duration = Duration::from_millis(200);
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Register a job file and follow its evaluation; exit code 2 when something could not be placed
+    Run {
+        /// Return as soon as the job is registered
+        #[arg(long)]
+        detach: bool,
+        /// Print the job as JSON and register nothing
+        #[arg(long)]
+        output: bool,
+        /// A job file in HCL, or `-` for standard input
+        file: PathBuf,
+    },
+    /// Check a job file without registering it
+    Validate { file: PathBuf },
+    /// List jobs, or show one
+    Status {
+        #[arg(long)]
+        json: bool,
+        id: Option<String>,
+    },
+    /// Print a registered job as JSON
+    Inspect { id: String },
+    /// List a job's allocations
+    Allocs { id: String },
+    /// Stop a job's allocations
+    Stop {
+        /// Forget the job as well
+        #[arg(long)]
+        purge: bool,
+        #[arg(long)]
+        detach: bool,
+        id: String,
+    },
+}
+
+pub fn run(endpoint: &Endpoint, command: Command) -> Result<ExitCode> {
+    let done = |result: Result<()>| result.map(|()| ExitCode::SUCCESS);
+    match command {
+        Command::Run { detach, output, file } => register(endpoint, &file, detach, output),
+        Command::Validate { file } => done(validate(&file)),
+        Command::Status { json, id: Some(id) } => done(show(endpoint, &id, json)),
+        Command::Status { json, id: None } => done(status(endpoint, json)),
+        Command::Inspect { id } => done(inspect(endpoint, &id)),
+        Command::Allocs { id } => done(allocs(endpoint, &id)),
+        Command::Stop { purge, detach, id } => stop(endpoint, &id, purge, detach),
+    }
+}
+
+fn parse(file: &std::path::Path) -> Result<model::Job> {
+    let (name, reader): (String, Box<dyn Read>) = match file.to_str() {
+        Some("-") => ("<stdin>".to_owned(), Box::new(std::io::stdin())),
+        _ => {
+            let opened = std::fs::File::open(file).with_context(|| format!("could not open {}", file.display()))?;
+            (file.display().to_string(), Box::new(opened))
+        }
+    };
+    let mut source = String::new();
+    reader.take(FILE_MAX + 1).read_to_string(&mut source).with_context(|| format!("{name} is not UTF-8 text"))?;
+    if source.len() as u64 > FILE_MAX {
+        bail!("{name} is larger than 1 MiB, which no job file may be");
+    }
+    jobspec::parse_hcl(&name, &source).map_err(|refusal| anyhow::anyhow!("the job file is refused:\n{refusal}"))
+}
+
+fn register(endpoint: &Endpoint, file: &std::path::Path, detach: bool, output: bool) -> Result<ExitCode> {
+    let job = wire::nomad::Job::from(&parse(file)?);
+    if output {
+        print_pretty(&json!({ "Job": job }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let answer: Value = endpoint.put("/v1/jobs", &json!({ "Job": job }))?;
+    follow(endpoint, &text(&answer, "EvalID"), detach)
+}
+
+fn validate(file: &std::path::Path) -> Result<()> {
+    parse(file)?;
+    println!("Job validation successful");
+    Ok(())
+}
+
+fn stop(endpoint: &Endpoint, id: &str, purge: bool, detach: bool) -> Result<ExitCode> {
+    let answer: Value = endpoint.delete(&format!("/v1/job/{id}?purge={purge}"))?;
+    follow(endpoint, &text(&answer, "EvalID"), detach)
+}
+
+/// Prints what becomes of an evaluation until it has ended.
+fn follow(endpoint: &Endpoint, eval_id: &str, detach: bool) -> Result<ExitCode> {
+    if detach {
+        println!("Evaluation ID: {eval_id}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("==> {}: Monitoring evaluation \"{}\"", stamp(), short(eval_id));
+    let mut last = String::new();
+    let eval = loop {
+        let eval: Value = endpoint.get(&format!("/v1/evaluation/{eval_id}"))?;
+        let status = text(&eval, "Status");
+        if status != last && !last.is_empty() {
+            println!("    Evaluation status changed: \"{last}\" -> \"{status}\"");
+        }
+        if status != "pending" {
+            break eval;
+        }
+        last = status;
+        std::thread::sleep(POLL);
+    };
+    for alloc in list(&endpoint.get(&format!("/v1/evaluation/{eval_id}/allocations"))?) {
+        let (id, node, group) = (text(alloc, "ID"), text(alloc, "NodeID"), text(alloc, "TaskGroup"));
+        println!("    Allocation \"{}\" created: node \"{}\", group \"{group}\"", short(&id), short(&node));
+    }
+    println!("==> {}: Evaluation \"{}\" finished with status \"{}\"", stamp(), short(eval_id), text(&eval, "Status"));
+    Ok(ended(&eval))
+}
+
+fn ended(eval: &Value) -> ExitCode {
+    let failures = failures(&eval["FailedTGAllocs"]);
+    if !failures.is_empty() {
+        println!("{failures}");
+        println!("    Evaluation waiting for additional capacity to place remainder");
+        return ExitCode::from(EXIT_UNPLACED);
+    }
+    match eval["Status"].as_str() {
+        Some("complete") => ExitCode::SUCCESS,
+        _ => {
+            println!("    {}", text(eval, "StatusDescription"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The reasons as Nomad words them, one line each.
+pub fn failures(failed: &Value) -> String {
+    let mut lines = Vec::new();
+    for (group, metric) in entries(failed) {
+        let count = number(metric, "CoalescedFailures") + 1;
+        let plural = if count == 1 { "" } else { "s" };
+        lines.push(format!("    Task Group \"{group}\" (failed to place {count} allocation{plural}):"));
+        if number(metric, "NodesEvaluated") == 0 {
+            lines.push("      * No nodes were eligible for evaluation".to_owned());
+        }
+        for (constraint, nodes) in entries(&metric["ConstraintFiltered"]) {
+            lines.push(format!("      * Constraint \"{constraint}\" filtered {nodes} nodes"));
+        }
+        if number(metric, "NodesExhausted") > 0 {
+            lines.push(format!("      * Resources exhausted on {} nodes", number(metric, "NodesExhausted")));
+        }
+        for (dimension, nodes) in entries(&metric["DimensionExhausted"]) {
+            lines.push(format!("      * Dimension \"{dimension}\" exhausted on {nodes} nodes"));
+        }
+    }
+    lines.join("\n")
+}
+
+fn stamp() -> String {
+    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+}
+
+fn status(endpoint: &Endpoint, json: bool) -> Result<()> {
+    let jobs: Value = endpoint.get("/v1/jobs")?;
+    if json {
+        print_pretty(&jobs);
+        return Ok(());
+    }
+    if list(&jobs).is_empty() {
+        println!("No running jobs");
+        return Ok(());
+    }
+    let mut rows = vec![row(["ID", "Type", "Priority", "Status", "Submit Date"])];
+    for job in list(&jobs) {
+        let cells = ["ID", "Type", "Priority", "Status"].map(|field| text(job, field));
+        rows.push([cells.to_vec(), vec![time(number(job, "SubmitTime"))]].concat());
+    }
+    println!("{}", columns(&rows));
+    Ok(())
+}
+
+fn show(endpoint: &Endpoint, id: &str, json: bool) -> Result<()> {
+    let job: Value = endpoint.get(&format!("/v1/job/{id}"))?;
+    if json {
+        print_pretty(&job);
+        return Ok(());
+    }
+    println!(
+        "{}\n",
+        block(&[
+            ("ID", text(&job, "ID")),
+            ("Name", text(&job, "Name")),
+            ("Submit Date", time(number(&job, "SubmitTime"))),
+            ("Type", text(&job, "Type")),
+            ("Priority", text(&job, "Priority")),
+            ("Datacenters", crate::json::joined(&job["Datacenters"])),
+            ("Namespace", text(&job, "Namespace")),
+            ("Node Pool", text(&job, "NodePool")),
+            ("Status", text(&job, "Status")),
+        ])
+    );
+    let summary: Value = endpoint.get(&format!("/v1/job/{id}/summary"))?;
+    println!("Summary\n{}\n", summary_table(&summary));
+    let evals: Value = endpoint.get(&format!("/v1/job/{id}/evaluations"))?;
+    if let Some(blocked) = list(&evals).iter().find(|eval| eval["Status"] == "blocked") {
+        println!("Placement Failure\n{}\n", failures(&blocked["FailedTGAllocs"]));
+    }
+    println!("Allocations");
+    allocs(endpoint, id)
+}
+
+fn summary_table(summary: &Value) -> String {
+    let counts = ["Queued", "Starting", "Running", "Failed", "Complete", "Lost"];
+    let mut rows = vec![row(["Task Group", "Queued", "Starting", "Running", "Failed", "Complete", "Lost"])];
+    for (group, count) in entries(&summary["Summary"]) {
+        rows.push([vec![group.clone()], counts.map(|field| number(count, field).to_string()).to_vec()].concat());
+    }
+    columns(&rows)
+}
+
+fn allocs(endpoint: &Endpoint, id: &str) -> Result<()> {
+    let allocs: Value = endpoint.get(&format!("/v1/job/{id}/allocations"))?;
+    if list(&allocs).is_empty() {
+        println!("No allocations placed");
+        return Ok(());
+    }
+    println!("{}", alloc_table(&allocs));
+    Ok(())
+}
+
+/// The newest first.
+pub fn alloc_table(allocs: &Value) -> String {
+    let mut sorted: Vec<&Value> = list(allocs).iter().collect();
+    sorted.sort_by_key(|alloc| std::cmp::Reverse(number(alloc, "CreateIndex")));
+    let heading = ["ID", "Node ID", "Task Group", "Version", "Desired", "Status", "Created", "Modified"];
+    let mut rows = vec![row(heading)];
+    for alloc in sorted {
+        rows.push(vec![
+            short(&text(alloc, "ID")),
+            short(&text(alloc, "NodeID")),
+            text(alloc, "TaskGroup"),
+            text(alloc, "JobVersion"),
+            text(alloc, "DesiredStatus"),
+            text(alloc, "ClientStatus"),
+            ago(number(alloc, "CreateTime"), now()),
+            ago(number(alloc, "ModifyTime"), now()),
+        ]);
+    }
+    columns(&rows)
+}
+
+fn inspect(endpoint: &Endpoint, id: &str) -> Result<()> {
+    let job: Value = endpoint.get(&format!("/v1/job/{id}"))?;
+    print_pretty(&json!({ "Job": job }));
+    Ok(())
+}

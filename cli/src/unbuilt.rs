@@ -1,0 +1,111 @@
+//! Commands of the old stack that are known and not built yet: refused by name, so that a script fails with a reason.
+
+/// Nomad's and Consul's command names without those that work here.
+const UNBUILT: [&str; 71] = [
+    "acl",
+    "alloc checks",
+    "alloc exec",
+    "alloc fs",
+    "alloc restart",
+    "alloc signal",
+    "alloc stop",
+    "catalog",
+    "compat",
+    "deployment",
+    "dns",
+    "eval delete",
+    "event",
+    "fmt",
+    "intention",
+    "job deployments",
+    "job dispatch",
+    "job eval",
+    "job history",
+    "job init",
+    "job periodic",
+    "job plan",
+    "job promote",
+    "job restart",
+    "job revert",
+    "job scale",
+    "job scaling-events",
+    "kv",
+    "lock",
+    "maint",
+    "monitor",
+    "namespace",
+    "node config",
+    "node drain",
+    "node eligibility",
+    "node meta",
+    "node pool",
+    "operator autopilot",
+    "operator debug",
+    "operator keyring",
+    "operator metrics",
+    "operator raft remove-peer",
+    "operator raft transfer-leadership",
+    "operator scheduler",
+    "operator snapshot",
+    "quota",
+    "recommendation",
+    "route drops",
+    "route flows",
+    "route show",
+    "route top",
+    "route trace",
+    "route watch",
+    "scaling",
+    "secrets",
+    "sentinel",
+    "server force-leave",
+    "server join-peer",
+    "service delete",
+    "setup",
+    "system",
+    "tls",
+    "top",
+    "ui",
+    "var",
+    "volume",
+    "watch",
+    "agent detach",
+    "agent-info",
+    "config",
+    "plugin",
+];
+
+/// What to say when the arguments name one of them.
+pub fn refusal(arguments: &[String]) -> Option<String> {
+    let words: Vec<&str> =
+        arguments.iter().skip(1).map(String::as_str).filter(|word| !word.starts_with('-')).take(3).collect();
+    let named = (1..=words.len()).rev().map(|count| words[..count].join(" "));
+    let known = named.into_iter().find(|name| UNBUILT.contains(&name.as_str()))?;
+    Some(format!("`meshctl {known}` is not built yet; `meshctl --help` lists what is"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(line: &str, expected: Option<&str>) {
+        let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        let expected =
+            expected.map(|name| format!("`meshctl {name}` is not built yet; `meshctl --help` lists what is"));
+        assert_eq!(refusal(&words), expected);
+    }
+
+    #[test]
+    fn known_commands_are_refused_by_their_whole_name() {
+        check("meshctl job plan x.hcl", Some("job plan"));
+        check("meshctl kv get a", Some("kv"));
+        check("meshctl operator raft remove-peer", Some("operator raft remove-peer"));
+    }
+
+    #[test]
+    fn built_commands_pass() {
+        check("meshctl job run x.hcl", None);
+        check("meshctl operator raft list-peers", None);
+        check("meshctl", None);
+    }
+}
