@@ -66,19 +66,19 @@ pub(crate) fn pinned(path: &Path) -> io::Result<OwnedFd> {
 
 /// Puts a program in the place of the one behind a link, atomically.
 pub(crate) fn update_link(link: impl AsFd, program: impl AsFd) -> io::Result<()> {
-    let mut attr = LinkUpdate { link: raw(link), program: raw(program), ..LinkUpdate::default() };
+    let mut attr = LinkUpdate { link: raw(&link), program: raw(&program), ..LinkUpdate::default() };
     bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
 }
 
 /// The interface that an XDP or tcx link is attached to; 0 once that interface is gone.
 pub(crate) fn link_ifindex(link: impl AsFd) -> io::Result<u32> {
     let mut info = LinkInfo::default();
-    let mut attr = InfoByFd { fd: raw(link), len: size_of::<LinkInfo>() as u32, info: &raw mut info as u64 };
+    let mut attr = InfoByFd { fd: raw(&link), len: size_of::<LinkInfo>() as u32, info: &raw mut info as u64 };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok(info.ifindex)
 }
 
-fn raw(fd: impl AsFd) -> u32 {
+fn raw(fd: &impl AsFd) -> u32 {
     fd.as_fd().as_raw_fd().cast_unsigned()
 }
 
