@@ -67,6 +67,9 @@ fn end_process(reason: &str) {
     std::process::abort();
 }
 
+/// Told of each change of role, leader, term or membership.
+pub type Watcher = Box<dyn Fn(&Status) + Send>;
+
 /// Carries messages to peers. Fire and forget: Raft repeats what matters. Never blocks; a full queue drops.
 pub trait Transport: Send + Sync {
     fn send(&self, to: u64, message: Vec<u8>);

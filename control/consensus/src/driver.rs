@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
 
-use crate::api::{ChangeError, Committed, MembershipChange, OnFatal, ProposeError, ReadError, Role, Status, Transport};
+use crate::api::{
+    ChangeError, Committed, MembershipChange, OnFatal, ProposeError, ReadError, Role, Status, Transport, Watcher,
+};
 use crate::applier::{Waiter, Work};
 use crate::core::{Applied, Core, Effect, Position, Standing};
 use crate::store::Write;
@@ -20,7 +22,7 @@ pub(crate) enum Input {
     Step { message: Vec<u8>, place: Place },
     Unreachable(u64),
     TransferLeader(u64),
-    Subscribe(Box<dyn Fn(&Status) + Send>),
+    Subscribe(Watcher),
     Persisted(u64),
     SnapshotTaken { index: u64, data: Vec<u8> },
     Stop,
@@ -88,7 +90,7 @@ pub(crate) struct Requests {
     waiters: BTreeMap<u64, (u64, Waiter)>,
     reads: BTreeMap<u64, Answer<u64, ReadError>>,
     reads_asked: u64,
-    watchers: Vec<Box<dyn Fn(&Status) + Send>>,
+    watchers: Vec<Watcher>,
 }
 
 /// Inputs taken before effects are performed: enough to batch, few enough for heartbeats to keep time.
@@ -176,7 +178,7 @@ impl Driver {
         }
     }
 
-    fn subscribe(&mut self, watcher: Box<dyn Fn(&Status) + Send>) {
+    fn subscribe(&mut self, watcher: Watcher) {
         watcher(&self.current_status());
         self.requests.watchers.push(watcher);
     }

@@ -25,7 +25,7 @@ mod store;
 
 pub use api::{
     ChangeError, Committed, Config, MembershipChange, OnFatal, ProposeError, ReadError, RestoreError, Role, StartError,
-    StateMachine, Status, StoreError, Transport,
+    StateMachine, Status, StoreError, Transport, Watcher,
 };
 pub use core::{Applied, Core, CoreConfig, CoreError, Effect, Payload, Position, Standing, StepError};
 pub use raft::{Pending, Raft};

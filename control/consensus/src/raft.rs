@@ -13,7 +13,7 @@ use futures_channel::oneshot;
 
 use crate::api::{
     ChangeError, Committed, Config, MembershipChange, OnFatal, ProposeError, ReadError, Role, StartError, StateMachine,
-    Status, StoreError, Transport,
+    Status, StoreError, Transport, Watcher,
 };
 use crate::applier::{Applier, Work};
 use crate::core::{Core, CoreConfig};
@@ -122,7 +122,7 @@ impl Raft {
     }
 
     /// Calls `watcher` now and at each change of role, leader, term or membership, on the driver's thread: be brief.
-    pub fn subscribe(&self, watcher: Box<dyn Fn(&Status) + Send>) {
+    pub fn subscribe(&self, watcher: Watcher) {
         self.send(Input::Subscribe(watcher));
     }
 

@@ -1,4 +1,5 @@
 //! Real threads, real disks, messages passed in memory: the handle as the server uses it.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
 
 use std::collections::BTreeMap;
 use std::future::Future;

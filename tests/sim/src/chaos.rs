@@ -17,6 +17,7 @@ pub fn rage(world: &mut World, duration: u64) -> Outcome {
         let next_request = world.now + world.rng.random_range(1..60);
         while world.advance(next_request)? {}
         request(world)?;
+        disturb_election(world)?;
         if world.now >= next_fault {
             fault(world)?;
             world.invariants.on_interval(&world.nodes)?;
@@ -36,6 +37,17 @@ pub fn heal(world: &mut World) -> Outcome {
 
 fn request(world: &mut World) -> Outcome {
     if world.rng.random_bool(0.3) { world.read() } else { world.write() }
+}
+
+/// Votes are the promises that a crash is most likely to break, so servers reboot above all while nobody leads.
+fn disturb_election(world: &mut World) -> Outcome {
+    let reboots = world.leader().is_none() && world.rng.random_bool(0.15);
+    let server = SERVERS.choose(&mut world.rng).copied().unwrap_or(1);
+    if !reboots || world.node(server).running.is_none() {
+        return Ok(());
+    }
+    world.crash(server);
+    world.start(server)
 }
 
 fn fault(world: &mut World) -> Outcome {

@@ -7,7 +7,7 @@ use sim::runs::{run, run_many, seeds};
 
 #[test]
 fn invariants_hold_under_faults_and_the_group_recovers() {
-    let (first, count) = seeds(300);
+    let (first, count) = seeds(240);
     let begun = Instant::now();
     if let Some((seed, violation)) = run_many(first, count, Mutation::None) {
         panic!("{}: {}\nrepeat with: SEED={seed} cargo test -p sim --test faults", violation.invariant, violation.what);
