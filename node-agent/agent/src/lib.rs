@@ -1,1 +1,188 @@
+//! The agent of a node: joins, keeps one session with the leading server, runs what the servers want, checks it, and says
+//! what became of it.
+//!
+//! ```text
+//!   servers <==session==> Session --pushes--> Allocs (manager) --> runner per allocation --> supervisors, checks
+//!                            |                   |                        |
+//!                            +---routing---> DataPath (net) <---networks--+
+//! ```
+//! Each piece of state has one owning task: the session its stream and where to dial, the manager the table of allocations, a
+//! runner its allocation, the data path its maps. What decides (`allocs::machine`, `allocs::reconcile`, `allocs::restart`, the
+//! session's dialer) is plain values.
+//!
+//! Ending the agent, cleanly or not, ends none of what it started: the next start finds supervisors, namespaces and pinned maps
+//! and goes on. [`purge`] is what takes everything away.
 
+pub mod allocs;
+pub mod checks;
+pub mod config;
+pub mod datadir;
+pub mod datapath;
+pub mod enrol;
+pub mod entropy;
+pub mod fingerprint;
+mod http;
+pub mod logs;
+pub mod net;
+pub mod preflight;
+mod purge;
+pub mod session;
+pub mod store;
+
+pub use config::AgentConfig;
+pub use http::router;
+pub use purge::{PurgeError, end_tasks, purge};
+
+use allocs::{Allocs, Reports, Shell};
+use anyhow::Context;
+use datadir::DataDir;
+use datapath::DataPath;
+use drivers::{Driver, Exec, Launcher, RawExec};
+use entropy::{Jitter, entropy};
+use model::{Epoch, Node, NodeId};
+use net::{NetConfig, NetStack};
+use session::{LinkStatus, Refused, Session};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use store::Store;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+
+/// Runs until SIGTERM or SIGINT, which leave tasks and data path as they are, or until the servers refuse this node.
+pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut agent = tokio::select! {
+        agent = Agent::start(config) => agent?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    agent.listen().await?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        refused = agent.refused() => return Err(refused.into()),
+    }
+    tracing::info!("the agent ends; tasks and data path go on");
+    Ok(())
+}
+
+/// A running agent; dropping it ends the agent's own work and leaves tasks and data path as they are.
+pub struct Agent {
+    handle: AgentHandle,
+    config: AgentConfig,
+    refusal: oneshot::Receiver<Refused>,
+    work: JoinSet<()>,
+}
+
+/// May look at a running agent.
+#[derive(Clone)]
+pub struct AgentHandle {
+    pub node: Arc<Node>,
+    pub data_path: Arc<dyn DataPath>,
+    pub reports: watch::Receiver<Reports>,
+    pub link: watch::Receiver<LinkStatus>,
+}
+
+impl Agent {
+    /// Checks everything, joins if this node has not, takes over what runs, and keeps a session from then on.
+    pub async fn start(config: AgentConfig) -> anyhow::Result<Self> {
+        preflight::check(&config)?;
+        let data = DataDir::open(&config.data_dir)?;
+        let store = Store::open(&data.state_file())?;
+        let random = entropy().context("the kernel gives no random bytes")?;
+        let id = store.node_id(random)?;
+        let credentials = enrol::enrol(&config, &data, id).await?;
+        let epoch = store.next_epoch()?;
+        let node = describe(&config, id, epoch);
+        let data_path: Arc<dyn DataPath> = Arc::new(NetStack::start(net_config(&config, id)).await?);
+        let jitter = Jitter::seeded((random >> 64) as u64);
+        tracing::info!(node = %id, name = node.name, %epoch, "agent starts");
+        let allocs = Allocs::start(shell(&config, &node, &data, &data_path, &jitter), store).await?;
+        let (status, link) = watch::channel(LinkStatus { servers: config.servers.clone(), ..LinkStatus::default() });
+        let handle = AgentHandle {
+            node: Arc::new(node.clone()),
+            data_path: Arc::clone(&data_path),
+            reports: allocs.reports(),
+            link,
+        };
+        let (refusal_to, refusal) = oneshot::channel();
+        let session = Session {
+            node,
+            credentials,
+            servers: config.servers.clone(),
+            allocs,
+            data_path,
+            logs: logs::LogReader::new(data),
+            jitter: jitter.fork(1),
+            status,
+        };
+        let mut work = JoinSet::new();
+        work.spawn(session.run(refusal_to));
+        Ok(Self { handle, config, refusal, work })
+    }
+
+    pub fn handle(&self) -> AgentHandle {
+        self.handle.clone()
+    }
+
+    /// Serves the agent's own HTTP; `dev` merges [`router`] into the server's instead.
+    pub async fn listen(&mut self) -> anyhow::Result<()> {
+        let address = self.config.http_bind;
+        let listener =
+            TcpListener::bind(address).await.with_context(|| format!("http_bind: cannot listen on {address}"))?;
+        let handle = self.handle();
+        self.work.spawn(async move {
+            if let Err(error) = http::serve(listener, handle).await {
+                tracing::error!(%error, "HTTP has ended");
+            }
+        });
+        Ok(())
+    }
+
+    /// Resolves if a server refuses the very first hello: this node cannot become a member as it is.
+    pub async fn refused(&mut self) -> Refused {
+        match (&mut self.refusal).await {
+            Ok(refused) => refused,
+            // The session keeps its end for as long as the agent lives once it was welcomed.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+fn net_config(config: &AgentConfig, node_id: NodeId) -> NetConfig {
+    NetConfig {
+        node_id,
+        node_name: config.name.clone(),
+        datacenter: config.datacenter.clone(),
+        address: config.address,
+        uplink: config.uplink.clone(),
+        pin_root: config.pin_root.clone(),
+        dns_bind: Some(config.dns_bind),
+        dns_domain: config.dns_domain.clone(),
+    }
+}
+
+fn shell(config: &AgentConfig, node: &Node, data: &DataDir, data_path: &Arc<dyn DataPath>, jitter: &Jitter) -> Shell {
+    Shell {
+        node: node.clone(),
+        data: data.clone(),
+        launcher: Launcher::new(&config.supervisor),
+        drivers: drivers_of(config),
+        data_path: Arc::clone(data_path),
+        drain_grace: config.drain_grace,
+        jitter: jitter.clone(),
+    }
+}
+
+fn drivers_of(config: &AgentConfig) -> Vec<Box<dyn Driver>> {
+    vec![Box::new(Exec), Box::new(RawExec { enabled: config.raw_exec })]
+}
+
+fn describe(config: &AgentConfig, id: NodeId, epoch: Epoch) -> Node {
+    let drivers = drivers_of(config);
+    let found: BTreeMap<_, _> = drivers.iter().map(|driver| (driver.name().to_owned(), driver.fingerprint())).collect();
+    fingerprint::node(config, id, epoch, found)
+}

@@ -1,0 +1,326 @@
+//! The node's allocations. One task (the manager) owns the table of them; one per allocation (`runner`) owns its life.
+//!
+//! ```text
+//!  session --push(generation, all)--> manager --told--> runner --Launch--> supervisor
+//!  session <--watch of all reports--- manager <-report-  runner <--ends---
+//! ```
+
+#[cfg(test)]
+pub mod fixtures;
+mod machine;
+mod reconcile;
+mod restart;
+mod runner;
+
+pub use machine::{CHECK_OUTPUT_BYTES_MAX, CheckPlan};
+pub use runner::{now, report};
+
+use crate::datadir::DataDir;
+use crate::datapath::DataPath;
+use crate::entropy::Jitter;
+use crate::store::{KeptAlloc, Store, StoreError};
+use drivers::{Driver, Launcher};
+use machine::Machine;
+use model::{AllocId, AllocUpdate, Allocation, ClientStatus, DesiredStatus, Generation, Node, TaskPhase, TaskState};
+use reconcile::{Action, Held};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::{mpsc, watch};
+
+/// Directories of ended allocations that are kept for their logs, newest first.
+const ENDED_KEPT_MAX: usize = 50;
+
+/// What runners act with.
+pub struct Shell {
+    pub node: Node,
+    pub data: DataDir,
+    pub launcher: Launcher,
+    pub drivers: Vec<Box<dyn Driver>>,
+    pub data_path: Arc<dyn DataPath>,
+    pub drain_grace: Duration,
+    pub jitter: Jitter,
+}
+
+impl Shell {
+    pub fn driver(&self, name: &str) -> Option<&dyn Driver> {
+        self.drivers.iter().find(|driver| driver.name() == name).map(|driver| &**driver)
+    }
+}
+
+/// The newest report of every allocation the node has.
+pub type Reports = Arc<BTreeMap<AllocId, Arc<AllocUpdate>>>;
+
+/// May tell the node's allocations what the servers want, and read what became of them.
+#[derive(Clone)]
+pub struct Allocs {
+    pushes: mpsc::Sender<Push>,
+    reports: watch::Receiver<Reports>,
+}
+
+struct Push {
+    generation: Generation,
+    allocs: Vec<Allocation>,
+}
+
+impl Allocs {
+    /// Takes over what an earlier start left: adopts its tasks and removes networks that nobody needs.
+    pub async fn start(shell: Shell, store: Store) -> Result<Self, StoreError> {
+        let kept = blocking(&store, |store| store.allocs()).await?;
+        let (pushes_to, pushes) = mpsc::channel(4);
+        let (reports_to, reports_from) = mpsc::channel(256);
+        let (published, reports) = watch::channel(Reports::default());
+        let shell = Arc::new(shell);
+        let mut manager = Manager {
+            shell,
+            store,
+            entries: BTreeMap::new(),
+            generation: Generation(0),
+            published,
+            pushes,
+            reports_from,
+            reports_to,
+        };
+        manager.take_over(kept).await;
+        tokio::spawn(manager.run());
+        Ok(Self { pushes: pushes_to, reports })
+    }
+
+    /// All allocations of the node as the servers see them at `generation`; older generations are refused.
+    pub async fn push(&self, generation: Generation, allocs: Vec<Allocation>) {
+        let _ = self.pushes.send(Push { generation, allocs }).await;
+    }
+
+    pub fn reports(&self) -> watch::Receiver<Reports> {
+        self.reports.clone()
+    }
+}
+
+struct Entry {
+    held: Held,
+    report: Arc<AllocUpdate>,
+    /// `None` for what had ended before this start of the agent.
+    runner: Option<mpsc::UnboundedSender<Allocation>>,
+    /// The servers do not know it: nobody waits for the news of its end.
+    unlisted: bool,
+}
+
+struct Manager {
+    shell: Arc<Shell>,
+    store: Store,
+    entries: BTreeMap<AllocId, Entry>,
+    generation: Generation,
+    published: watch::Sender<Reports>,
+    pushes: mpsc::Receiver<Push>,
+    reports_from: mpsc::Receiver<AllocUpdate>,
+    reports_to: mpsc::Sender<AllocUpdate>,
+}
+
+impl Manager {
+    async fn run(mut self) {
+        let mut batch = Vec::new();
+        loop {
+            tokio::select! {
+                Some(push) = self.pushes.recv() => self.on_push(push).await,
+                count = self.reports_from.recv_many(&mut batch, 64) => match count {
+                    0 => return,
+                    _ => self.on_reports(std::mem::take(&mut batch)).await,
+                },
+                else => return,
+            }
+            self.publish();
+        }
+    }
+
+    async fn take_over(&mut self, kept: BTreeMap<AllocId, KeptAlloc>) {
+        for (id, kept) in kept {
+            let ended = kept.reported.as_ref().is_some_and(|report| report.client.is_terminal());
+            let machine = self.machine(&kept);
+            let report = Arc::new(machine.report());
+            let runner = (!ended).then(|| runner::spawn(Arc::clone(&self.shell), machine, self.reports_to.clone()));
+            let held = Held { told: kept.told, ended };
+            self.entries.insert(id, Entry { held, report, runner, unlisted: false });
+        }
+        self.publish();
+        let live = self.entries.iter().filter(|(_, entry)| !entry.held.ended).map(|(id, _)| *id).collect();
+        if let Err(error) = self.shell.data_path.retain(live).await {
+            tracing::warn!(error, "networks of ended allocations could not be removed");
+        }
+        self.clear_directories().await;
+    }
+
+    fn machine(&self, kept: &KeptAlloc) -> Machine {
+        let (told, address, grace) = (kept.told.clone(), self.shell.node.address, self.shell.drain_grace);
+        match kept.reported.clone() {
+            Some(last) => Machine::restore(told, last, address, grace),
+            None => Machine::new(told, address, grace, now()),
+        }
+    }
+
+    async fn on_push(&mut self, push: Push) {
+        if push.generation < self.generation {
+            tracing::warn!(held = %self.generation, refused = %push.generation, "refused an older state from a server");
+            return;
+        }
+        self.generation = push.generation;
+        let held = self.entries.iter().map(|(id, entry)| (*id, entry.held.clone())).collect();
+        for action in reconcile::decide(&held, &push.allocs) {
+            self.perform(action).await;
+        }
+    }
+
+    async fn perform(&mut self, action: Action) {
+        match action {
+            Action::Start(alloc) => self.start(alloc).await,
+            Action::Update(alloc) => self.tell(alloc).await,
+            Action::Stop(id) => self.stop_unlisted(id).await,
+            Action::Disown(alloc) => self.disown(alloc),
+            Action::Forget(id) => self.forget(id).await,
+        }
+    }
+
+    /// Written down before anything of it exists, so that nothing can run that a later start does not know.
+    async fn start(&mut self, alloc: Allocation) {
+        tracing::info!(alloc = %alloc.id, name = alloc.name(), "starting an allocation");
+        if !self.keep_told(&alloc).await {
+            return;
+        }
+        let machine = Machine::new(alloc.clone(), self.shell.node.address, self.shell.drain_grace, now());
+        let report = Arc::new(machine.report());
+        let runner = runner::spawn(Arc::clone(&self.shell), machine, self.reports_to.clone());
+        let held = Held { told: alloc.clone(), ended: false };
+        self.entries.insert(alloc.id, Entry { held, report, runner: Some(runner), unlisted: false });
+    }
+
+    async fn tell(&mut self, alloc: Allocation) {
+        tracing::info!(alloc = %alloc.id, name = alloc.name(), desired = alloc.desired.as_str(), "the servers' wish changed");
+        if !self.keep_told(&alloc).await {
+            return;
+        }
+        let Some(entry) = self.entries.get_mut(&alloc.id) else { return };
+        entry.held.told = alloc.clone();
+        entry.unlisted = false;
+        entry.runner.iter().for_each(|runner| drop(runner.send(alloc.clone())));
+    }
+
+    async fn stop_unlisted(&mut self, id: AllocId) {
+        let Some(entry) = self.entries.get(&id).filter(|entry| !entry.unlisted) else { return };
+        let mut told = entry.held.told.clone();
+        told.desired = DesiredStatus::Stop;
+        told.desired_description = "the servers do not know this allocation any more".to_owned();
+        self.tell(told).await;
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.unlisted = true;
+        }
+    }
+
+    fn disown(&mut self, alloc: Allocation) {
+        let report = Arc::new(never_seen(&alloc));
+        let held = Held { told: alloc.clone(), ended: true };
+        self.entries.insert(alloc.id, Entry { held, report, runner: None, unlisted: false });
+    }
+
+    async fn forget(&mut self, id: AllocId) {
+        self.entries.remove(&id);
+        if let Err(error) = blocking(&self.store, move |store| store.forget(id)).await {
+            tracing::error!(alloc = %id, error = report(&error), "an ended allocation could not be forgotten");
+        }
+        self.clear_directories().await;
+    }
+
+    async fn on_reports(&mut self, updates: Vec<AllocUpdate>) {
+        let kept = updates.clone();
+        if let Err(error) = blocking(&self.store, move |store| store.keep_reports(&kept)).await {
+            tracing::error!(
+                error = report(&error),
+                "reports could not be written; a restart would repeat what they say"
+            );
+        }
+        for update in updates {
+            let id = update.alloc_id;
+            let Some(entry) = self.entries.get_mut(&id) else { continue };
+            entry.held.ended = update.client.is_terminal();
+            entry.report = Arc::new(update);
+            if entry.held.ended && entry.unlisted {
+                self.forget(id).await;
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let reports: BTreeMap<_, _> = self.entries.iter().map(|(id, entry)| (*id, Arc::clone(&entry.report))).collect();
+        self.published.send_replace(Arc::new(reports));
+    }
+
+    async fn keep_told(&self, alloc: &Allocation) -> bool {
+        let kept = alloc.clone();
+        let outcome = blocking(&self.store, move |store| store.keep_told(&kept)).await;
+        if let Err(error) = &outcome {
+            tracing::error!(alloc = %alloc.id, error = report(error), "not acted on: it could not be written down; free the disk");
+        }
+        outcome.is_ok()
+    }
+
+    /// Removes the oldest directories of allocations that are over and forgotten.
+    async fn clear_directories(&self) {
+        let known: BTreeSet<String> = self.entries.keys().map(ToString::to_string).collect();
+        let root = self.shell.data.allocs();
+        let cleared = tokio::task::spawn_blocking(move || clear_directories(&root, &known)).await;
+        if let Ok(Err(error)) = cleared {
+            tracing::warn!(%error, "directories of ended allocations could not be removed");
+        }
+    }
+}
+
+fn clear_directories(root: &std::path::Path, known: &BTreeSet<String>) -> std::io::Result<()> {
+    let mut ended: Vec<(SystemTime, PathBuf)> = Vec::new();
+    for entry in std::fs::read_dir(root)? {
+        let entry = entry?;
+        if !known.contains(&*entry.file_name().to_string_lossy()) {
+            ended.push((entry.metadata()?.modified()?, entry.path()));
+        }
+    }
+    ended.sort();
+    let surplus = ended.len().saturating_sub(ENDED_KEPT_MAX);
+    ended.iter().take(surplus).try_for_each(|(_, path)| std::fs::remove_dir_all(path))
+}
+
+fn never_seen(alloc: &Allocation) -> AllocUpdate {
+    let dead = TaskState { phase: TaskPhase::Dead, finished_at: now(), ..TaskState::default() };
+    let tasks = alloc.task_group().into_iter().flat_map(|group| &group.tasks);
+    AllocUpdate {
+        alloc_id: alloc.id,
+        client: ClientStatus::Complete,
+        client_description: "it is not on its node any more".to_owned(),
+        task_states: tasks.map(|task| (task.name.clone(), dead.clone())).collect(),
+        address: None,
+        checks: BTreeMap::new(),
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    store: &Store,
+    call: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let store = store.clone();
+    tokio::task::spawn_blocking(move || call(&store)).await.expect("a store call neither panics nor is cancelled")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_oldest_directories_beyond_the_limit_go() {
+        let dir = tempfile::tempdir().unwrap();
+        for number in 0..ENDED_KEPT_MAX + 3 {
+            std::fs::create_dir(dir.path().join(format!("alloc-{number:03}"))).unwrap();
+        }
+        let known = BTreeSet::from(["alloc-000".to_owned()]);
+        clear_directories(dir.path(), &known).unwrap();
+        let left = std::fs::read_dir(dir.path()).unwrap().count();
+        assert_eq!(left, ENDED_KEPT_MAX + 1);
+        assert!(dir.path().join("alloc-000").is_dir());
+    }
+}

@@ -1,0 +1,94 @@
+//! Takes away everything an agent left on its machine: tasks, their cgroups, networks, links and pins. For `dev` when it ends,
+//! for laboratories, and for a node that leaves for good.
+//!
+//! It works from what lies on the machine, not from the state file, so that a damaged one does not stand in the way.
+
+use crate::allocs::report;
+use crate::config::AgentConfig;
+use crate::datadir::{DataDir, DataDirError};
+use crate::store::{Store, StoreError};
+use drivers::TaskHandle;
+use identity::Credentials;
+use model::NodeId;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+#[derive(Debug, thiserror::Error)]
+pub enum PurgeError {
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    #[error(transparent)]
+    InUse(StoreError),
+    #[error("these are still there: {}; remove what holds them and purge again", .0.join(", "))]
+    Left(Vec<String>),
+}
+
+/// Needs `data_dir` and `pin_root` of the configuration; the agent must not run. Every step is tried whether or not the one
+/// before worked.
+pub async fn purge(config: &AgentConfig) -> Result<(), PurgeError> {
+    let data = DataDir::inspect(&config.data_dir)?;
+    if data.state_file().exists()
+        && let Err(error @ StoreError::InUse { .. }) = Store::open(&data.state_file())
+    {
+        return Err(PurgeError::InUse(error));
+    }
+    let mut left = end_tasks(&data).await;
+    if let Some(id) = node_id(&data)
+        && let Err(error) = crate::net::purge(id, &config.pin_root).await
+    {
+        left.push(format!("the network of node {id} ({})", report(&error)));
+    }
+    if left.is_empty() {
+        left.extend(forget(&data).err().map(|error| format!("files in {} ({error})", data.root().display())));
+    }
+    if left.is_empty() { Ok(()) } else { Err(PurgeError::Left(left)) }
+}
+
+/// Kills every task of the data directory and clears its supervisor and cgroup away; returns what could not be.
+pub async fn end_tasks(data: &DataDir) -> Vec<String> {
+    let mut left = Vec::new();
+    for control in control_directories(&data.allocs()) {
+        if let Err(reason) = end_task(&control).await {
+            left.push(format!("the task of {} ({reason})", control.display()));
+        }
+    }
+    left
+}
+
+/// From the state, or from the certificate where the state is damaged; `None` for a node that never started.
+fn node_id(data: &DataDir) -> Option<NodeId> {
+    let from_state = || Store::open(&data.state_file()).ok()?.known_node_id().ok()?;
+    let from_certificate = || {
+        let files = data.read_certificate().ok()?;
+        let credentials = Credentials::from_pem(&files.ca, &files.certificate, &files.key).ok()?;
+        credentials.identity().ok()?.1.parse().ok()
+    };
+    let has_state = data.state_file().exists();
+    has_state.then(from_state).flatten().or_else(from_certificate)
+}
+
+/// `alloc/<id>/<task>/control`, whatever the ids and names are.
+fn control_directories(allocs: &Path) -> Vec<PathBuf> {
+    let children = |dir: &Path| -> Vec<PathBuf> {
+        fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    };
+    let tasks = children(allocs).into_iter().flat_map(|alloc| children(&alloc));
+    tasks.map(|task| task.join("control")).filter(|control| control.is_dir()).collect()
+}
+
+async fn end_task(control: &Path) -> Result<(), String> {
+    let Some(handle) = TaskHandle::adopt(control).await.map_err(|error| report(&error))? else { return Ok(()) };
+    handle.kill("SIGKILL", Duration::ZERO).await.map_err(|error| report(&error))?;
+    handle.forget().await.map_err(|error| report(&error))
+}
+
+/// The allocations' files and the state: what is left is a node that knows its certificate and nothing else.
+fn forget(data: &DataDir) -> io::Result<()> {
+    let absent_is_fine = |outcome: io::Result<()>| match outcome {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    };
+    absent_is_fine(fs::remove_dir_all(data.allocs()))
+}
