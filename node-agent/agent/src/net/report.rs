@@ -1,0 +1,90 @@
+//! What the data path does, in the words of `meshctl route`.
+
+use dataplane::{BackendRoute, BackendState, Compilation, FrontendRoute, FrontendSource, RouteProblem, ServiceRoutes};
+use std::collections::BTreeMap;
+use wire::routes;
+
+/// Traffic by backend id.
+pub type Counters = BTreeMap<u32, abi::BackendCounters>;
+
+pub fn report(
+    node: &str,
+    generation: u64,
+    compilation: Option<&Compilation>,
+    counters: &Counters,
+    drops: BTreeMap<String, u64>,
+) -> routes::RouteReport {
+    let services = compilation.map(|compilation| services(compilation, counters)).unwrap_or_default();
+    routes::RouteReport { node: node.to_owned(), generation, services, drops }
+}
+
+fn services(compilation: &Compilation, counters: &Counters) -> Vec<routes::RouteService> {
+    let known = compilation.services.iter().map(|service| report_service(service, compilation, counters));
+    known.chain(orphans(compilation)).collect()
+}
+
+fn report_service(service: &ServiceRoutes, compilation: &Compilation, counters: &Counters) -> routes::RouteService {
+    let backend = |backend| report_backend(service, backend, compilation, counters);
+    routes::RouteService {
+        name: service.name.clone(),
+        vip: Some(service.vip),
+        frontends: service.frontends.iter().map(report_frontend).collect(),
+        backends: service.backends.iter().map(backend).collect(),
+        problems: problems_of(&compilation.problems, &service.name),
+    }
+}
+
+fn report_frontend(frontend: &FrontendRoute) -> routes::RouteFrontend {
+    let source = match frontend.source {
+        FrontendSource::Vip => routes::FrontendSource::Vip,
+        FrontendSource::Edge => routes::FrontendSource::Edge,
+        FrontendSource::HostPort => routes::FrontendSource::Port,
+    };
+    routes::RouteFrontend { address: frontend.address, port: frontend.port, proto: "tcp".to_owned(), source }
+}
+
+fn report_backend(
+    service: &ServiceRoutes,
+    backend: &BackendRoute,
+    compilation: &Compilation,
+    counters: &Counters,
+) -> routes::RouteBackend {
+    let counted = counters.get(&backend.id).copied().unwrap_or_default();
+    let state = match backend.state {
+        BackendState::Passing | BackendState::Warning => "active",
+        BackendState::Critical => "critical",
+        BackendState::Draining => "draining",
+    };
+    routes::RouteBackend {
+        alloc_id: backend.alloc_id.to_string(),
+        node: backend.node.clone(),
+        address: backend.address,
+        port: backend.port,
+        weight: backend.weight,
+        state: state.to_owned(),
+        ring_share: service.ring_share(backend, compilation.image()),
+        packets: counted.packets,
+        bytes: counted.bytes,
+        flows: counted.flows,
+    }
+}
+
+/// Problems of what is no registered service, such as an allocation whose port found no place.
+fn orphans(compilation: &Compilation) -> Vec<routes::RouteService> {
+    let registered = |name: &str| compilation.services.iter().any(|service| service.name == name);
+    let mut names: Vec<&str> = compilation.problems.iter().map(|problem| problem.service.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let orphan = |name: &str| routes::RouteService {
+        name: name.to_owned(),
+        vip: None,
+        frontends: Vec::new(),
+        backends: Vec::new(),
+        problems: problems_of(&compilation.problems, name),
+    };
+    names.into_iter().filter(|name| !registered(name)).map(orphan).collect()
+}
+
+fn problems_of(problems: &[RouteProblem], service: &str) -> Vec<String> {
+    problems.iter().filter(|problem| problem.service == service).map(|problem| problem.kind.to_string()).collect()
+}

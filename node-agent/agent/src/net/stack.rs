@@ -1,0 +1,544 @@
+//! The actor behind [`super::NetStack`].
+
+use super::endpoints::{self, LocalAlloc};
+use super::listener::Listener;
+use super::report::report;
+use super::{NetConfig, NetError, chain, ipam, reserved_ports};
+use crate::datapath::Place;
+use dataplane::{Compilation, Indices, Snapshot, compile, diff};
+use dns::Zone;
+use ipnet::IpNet;
+use kernel::Datapath;
+use model::{AllocId, AllocatedPort, RoutingSnapshot, Timestamp};
+use network::{Attachment, Mac, Network, NextHop, Uplink};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use wire::routes::RouteReport;
+
+/// What a tunnel adds: outer Ethernet, IPv4, UDP, Geneve and its option.
+const TUNNEL_OVERHEAD: u32 = 62;
+/// Of a wire that is not known: an Ethernet's.
+const UPLINK_MTU: u32 = 1_500;
+/// How often hops that packets were dropped for are looked at, and whatever failed is tried again.
+const TICK: Duration = Duration::from_millis(250);
+/// How long a `create` waits for the servers' first word.
+const BLOCK_WAIT: Duration = Duration::from_secs(15);
+/// Numbers that came free are looked through this often, whatever else happens.
+const SWEEP: Duration = Duration::from_secs(60);
+/// Any address outside: its next hop is the default router, which clients are behind.
+const OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const OWN_NETNS: &str = "/proc/self/ns/net";
+const ALLOC_LINK: &str = "eth0";
+
+type Reply<T> = oneshot::Sender<Result<T, NetError>>;
+
+#[derive(Debug)]
+pub enum Command {
+    Create { id: AllocId, ports: Vec<AllocatedPort>, reply: Reply<Place> },
+    Remove { id: AllocId, reply: Reply<()> },
+    Retain { ids: BTreeSet<String>, reply: Reply<()> },
+    SetRouting { routing: Box<RoutingSnapshot>, reply: Reply<()> },
+    Report { reply: Reply<RouteReport> },
+}
+
+/// The thread's whole life.
+pub fn run(config: NetConfig, queue: mpsc::Receiver<Command>, started: oneshot::Sender<Result<(), NetError>>) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return drop(started.send(Err(NetError::Thread(error)))),
+    };
+    runtime.block_on(async {
+        match Stack::start(config).await {
+            Ok(stack) => {
+                if started.send(Ok(())).is_ok() {
+                    stack.serve(queue).await;
+                }
+            }
+            Err(error) => drop(started.send(Err(error))),
+        }
+    });
+}
+
+struct Stack {
+    config: NetConfig,
+    network: Network,
+    datapath: Datapath,
+    uplink: Option<Uplink>,
+    allocs: BTreeMap<String, LocalAlloc>,
+    blocks: Vec<IpNet>,
+    mesh: Option<IpAddr>,
+    last_address: Option<IpAddr>,
+    routing: Option<RoutingSnapshot>,
+    /// The next hop towards each node, and those that packets were dropped for.
+    hops: BTreeMap<IpAddr, NextHop>,
+    neighbours: BTreeMap<NextHop, Mac>,
+    indices: Indices,
+    compilation: Option<Compilation>,
+    zone: watch::Sender<Option<Arc<Zone>>>,
+    _dns_extra: Option<Listener>,
+    dns_mesh: Option<Listener>,
+    dirty: bool,
+    swept: Instant,
+    /// Answers that are true once the kernel has been told.
+    after_publish: Vec<Box<dyn FnOnce(Result<(), NetError>)>>,
+    waiting: Vec<Waiting>,
+}
+
+/// A `create` that came before the node's address block.
+struct Waiting {
+    since: Instant,
+    id: AllocId,
+    ports: Vec<AllocatedPort>,
+    reply: Reply<Place>,
+}
+
+impl Stack {
+    async fn start(config: NetConfig) -> Result<Self, NetError> {
+        let (zone, zones) = watch::channel(None);
+        check_domain(&config)?;
+        let network = Network::open(config.node_id)?;
+        let uplink = find_uplink(&network, &config).await?;
+        network.enable_forwarding().await?;
+        let mut datapath = Datapath::attach(&kernel_config(&config)?)?;
+        datapath.allow_netns(kernel::netns_cookie(Path::new(OWN_NETNS))?)?;
+        let image = datapath.load_image()?;
+        let allocs = endpoints::adopt(&network.list().await?, &image);
+        let dns_extra = match config.dns_bind {
+            Some(address) => Some(Listener::bind(address, zones).await?),
+            None => None,
+        };
+        tracing::info!(adopted = allocs.len(), mode = ?datapath.uplink_mode(), "data path attached");
+        let mut stack = Self {
+            blocks: own_blocks(&image),
+            indices: Indices::adopt(image, now()),
+            config,
+            network,
+            datapath,
+            uplink,
+            allocs,
+            mesh: None,
+            last_address: None,
+            routing: None,
+            hops: BTreeMap::new(),
+            neighbours: BTreeMap::new(),
+            compilation: None,
+            zone,
+            _dns_extra: dns_extra,
+            dns_mesh: None,
+            dirty: false,
+            swept: Instant::now(),
+            after_publish: Vec::new(),
+            waiting: Vec::new(),
+        };
+        stack.take_mesh_address().await?;
+        stack.resolve(OUTSIDE).await;
+        Ok(stack)
+    }
+
+    async fn serve(mut self, mut queue: mpsc::Receiver<Command>) {
+        let mut watch = self
+            .network
+            .watch_neighbours()
+            .inspect_err(|error| tracing::warn!(error = chain(error), "no neighbour events"))
+            .ok();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                command = queue.recv() => match command {
+                    Some(command) => self.handle_all(command, &mut queue).await,
+                    None => return,
+                },
+                heard = changed(&mut watch) => if heard { self.refresh_neighbours().await } else { watch = None },
+                _ = tick.tick() => self.on_tick().await,
+            }
+            self.publish_if_dirty();
+        }
+    }
+
+    /// Everything that waits goes into one publication.
+    async fn handle_all(&mut self, first: Command, queue: &mut mpsc::Receiver<Command>) {
+        let mut next = Some(first);
+        while let Some(command) = next {
+            self.handle(command).await;
+            next = queue.try_recv().ok();
+        }
+    }
+
+    async fn handle(&mut self, command: Command) {
+        match command {
+            Command::Create { id, ports, reply } => {
+                self.on_create(Waiting { since: Instant::now(), id, ports, reply }).await
+            }
+            Command::Remove { id, reply } => {
+                let outcome = self.remove(&id.short()).await;
+                answer(reply, outcome);
+            }
+            Command::Retain { ids, reply } => {
+                let outcome = self.retain(&ids).await;
+                answer(reply, outcome);
+            }
+            Command::SetRouting { routing, reply } => self.on_routing(*routing, reply).await,
+            Command::Report { reply } => {
+                let outcome = self.report();
+                answer(reply, outcome);
+            }
+        }
+    }
+
+    async fn on_create(&mut self, asked: Waiting) {
+        if self.mesh.is_none() {
+            return self.waiting.push(asked);
+        }
+        match self.create(asked.id, asked.ports).await {
+            Ok(place) => self.answer_after_publish(asked.reply, place),
+            Err(error) => answer(asked.reply, Err(error)),
+        }
+    }
+
+    async fn create(&mut self, id: AllocId, ports: Vec<AllocatedPort>) -> Result<Place, NetError> {
+        let mesh = self.mesh.ok_or(NetError::NoBlock)?;
+        let address = self.address_for(id).await?;
+        let wanted = Attachment { alloc_id: id, address, gateway: mesh, mtu: self.alloc_mtu() };
+        let attached = self.network.attach(&wanted).await?;
+        // Frames that XDP sends into a veth arrive by its peer's NAPI, and a rewrite needs finished checksums.
+        kernel::set_gro(&attached.netns, ALLOC_LINK, true)?;
+        kernel::set_tx_checksum_offload(&attached.netns, ALLOC_LINK, false)?;
+        self.datapath.attach_veth(attached.ifindex)?;
+        let cookie = kernel::netns_cookie(&attached.netns)?;
+        self.datapath.allow_netns(cookie)?;
+        let place = Place { netns: Some(attached.netns.clone()), address: Some(address), resolver: Some(mesh) };
+        let alloc = LocalAlloc::new(id, address, attached, cookie, ports);
+        self.dirty |= self.allocs.get(&id.short()) != Some(&alloc);
+        self.allocs.insert(id.short(), alloc);
+        Ok(place)
+    }
+
+    /// The address it has, if anything of it exists; else a free one.
+    async fn address_for(&mut self, id: AllocId) -> Result<IpAddr, NetError> {
+        let short = id.short();
+        if let Some(alloc) = self.allocs.get(&short) {
+            return Ok(alloc.address);
+        }
+        let found = self.network.list().await?;
+        if let Some(address) = found.get(&short).and_then(|leftover| leftover.address) {
+            return Ok(address);
+        }
+        let used = endpoints::addresses_used(&self.allocs, &found);
+        let address = ipam::choose(&self.blocks, &used, self.last_address).ok_or(NetError::AddressesExhausted)?;
+        self.last_address = Some(address);
+        Ok(address)
+    }
+
+    async fn remove(&mut self, short: &str) -> Result<(), NetError> {
+        let found = self.network.list().await?;
+        self.forget(short)?;
+        self.publish_if_dirty();
+        if let Some(leftover) = found.get(short) {
+            self.take_down(leftover).await?;
+        }
+        Ok(())
+    }
+
+    async fn retain(&mut self, ids: &BTreeSet<String>) -> Result<(), NetError> {
+        let gone: Vec<String> = self.allocs.keys().filter(|short| !ids.contains(*short)).cloned().collect();
+        gone.iter().try_for_each(|short| self.forget(short))?;
+        self.publish_if_dirty();
+        for (_, leftover) in self.network.list().await?.iter().filter(|(short, _)| !ids.contains(*short)) {
+            tracing::info!(alloc = leftover.alloc, "removing the network of an allocation that is no more");
+            self.take_down(leftover).await?;
+        }
+        self.narrow_scope()
+    }
+
+    fn forget(&mut self, short: &str) -> Result<(), NetError> {
+        let Some(alloc) = self.allocs.remove(short) else { return Ok(()) };
+        self.dirty = true;
+        let cookie = alloc.cookie.or_else(|| kernel::netns_cookie(&alloc.netns).ok());
+        cookie.map_or(Ok(()), |cookie| Ok(self.datapath.forbid_netns(cookie)?))
+    }
+
+    async fn take_down(&mut self, leftover: &network::Leftover) -> Result<(), NetError> {
+        if let Some((_, ifindex)) = &leftover.link {
+            self.datapath.detach_veth(*ifindex)?;
+        }
+        Ok(self.network.remove_leftover(leftover).await?)
+    }
+
+    /// Forbids namespaces that are none of ours any more.
+    fn narrow_scope(&mut self) -> Result<(), NetError> {
+        let namespaces = self.allocs.values().map(|alloc| alloc.netns.as_path()).chain([Path::new(OWN_NETNS)]);
+        let ours: BTreeSet<u64> = namespaces.filter_map(|netns| kernel::netns_cookie(netns).ok()).collect();
+        for cookie in self.datapath.allowed_netns()?.difference(&ours) {
+            self.datapath.forbid_netns(*cookie)?;
+        }
+        Ok(())
+    }
+
+    async fn on_routing(&mut self, routing: RoutingSnapshot, reply: Reply<()>) {
+        if self.routing.as_ref().is_some_and(|held| held.generation > routing.generation) {
+            return answer(reply, Ok(()));
+        }
+        let own = routing.nodes.iter().find(|node| node.id == self.config.node_id);
+        let blocks = own.map(|node| node.blocks.clone()).unwrap_or_default();
+        if !blocks.is_empty() {
+            self.blocks = blocks;
+        }
+        let peers: Vec<IpAddr> =
+            routing.nodes.iter().filter(|node| node.id != self.config.node_id).map(|node| node.address).collect();
+        self.routing = Some(routing);
+        if let Err(error) = self.take_mesh_address().await {
+            tracing::error!(error = chain(&error), "the node has no mesh address");
+        }
+        self.publish_zone();
+        self.resolve_peers(&peers).await;
+        self.dirty = true;
+        self.create_waiting().await;
+        self.answer_after_publish(reply, ());
+    }
+
+    async fn create_waiting(&mut self) {
+        for asked in std::mem::take(&mut self.waiting) {
+            self.on_create(asked).await;
+        }
+    }
+
+    /// The address on `lo`, and DNS on it.
+    async fn take_mesh_address(&mut self) -> Result<(), NetError> {
+        let Some(mesh) = ipam::mesh_address(&self.blocks) else { return Ok(()) };
+        if self.mesh != Some(mesh) {
+            self.network.add_mesh_address(mesh).await?;
+            self.dns_mesh = None;
+            self.mesh = Some(mesh);
+        }
+        if self.dns_mesh.is_none() {
+            self.dns_mesh = Some(Listener::bind(SocketAddr::new(mesh, 53), self.zone.subscribe()).await?);
+        }
+        Ok(())
+    }
+
+    fn publish_zone(&mut self) {
+        let Some(routing) = &self.routing else { return };
+        match Zone::from_routing(routing, &self.config.dns_domain, &self.config.datacenter) {
+            Ok(zone) => {
+                let server = self.mesh.unwrap_or(self.config.address);
+                self.zone.send_replace(Some(Arc::new(zone.with_server(server))));
+            }
+            Err(error) => tracing::error!(error = chain(&error), "DNS keeps the zone it has"),
+        }
+    }
+
+    async fn resolve_peers(&mut self, peers: &[IpAddr]) {
+        if self.uplink.is_none() {
+            return;
+        }
+        self.hops.retain(|address, _| peers.contains(address));
+        for peer in peers {
+            if !self.hops.contains_key(peer) {
+                self.resolve(*peer).await;
+            }
+        }
+        self.refresh_neighbours().await;
+    }
+
+    /// Has the kernel find out and keep the link-layer address of the way to an address.
+    async fn resolve(&mut self, address: IpAddr) {
+        let outcome = match self.network.next_hop(address).await {
+            Ok(hop) => self.network.resolve(hop).await.map(|()| self.hops.insert(address, hop)),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = outcome {
+            tracing::debug!(%address, error = chain(&error), "next hop not resolved");
+        }
+    }
+
+    async fn refresh_neighbours(&mut self) {
+        match self.network.neighbours().await {
+            Ok(neighbours) => {
+                self.dirty |= self.macs(&neighbours) != self.macs(&self.neighbours);
+                self.neighbours = neighbours;
+            }
+            Err(error) => tracing::warn!(error = chain(&error), "neighbours not read"),
+        }
+    }
+
+    /// The link-layer address of the next hop towards each node.
+    fn macs(&self, neighbours: &BTreeMap<NextHop, Mac>) -> BTreeMap<IpAddr, Mac> {
+        self.hops.iter().filter_map(|(address, hop)| Some((*address, *neighbours.get(hop)?))).collect()
+    }
+
+    async fn on_tick(&mut self) {
+        for address in self.datapath.take_unresolved() {
+            self.resolve(IpAddr::V4(address.into())).await;
+        }
+        if self.mesh.is_some() && self.dns_mesh.is_none() {
+            let retried = self.take_mesh_address().await;
+            retried.unwrap_or_else(|error| tracing::debug!(error = chain(&error), "DNS not yet on the mesh address"));
+        }
+        if self.swept.elapsed() > SWEEP {
+            self.swept = Instant::now();
+            self.dirty |= self.routing.is_some();
+            self.retry_hops().await;
+        }
+        let (late, waiting) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|asked| asked.since.elapsed() > BLOCK_WAIT);
+        self.waiting = waiting;
+        Vec::into_iter(late).for_each(|asked: Waiting| answer(asked.reply, Err(NetError::NoBlock)));
+    }
+
+    /// Routes change, and a peer that could not be resolved may have come up.
+    async fn retry_hops(&mut self) {
+        let nodes = self.routing.iter().flat_map(|routing| &routing.nodes);
+        let peers = nodes.filter(|node| node.id != self.config.node_id).map(|node| node.address);
+        let peers: Vec<IpAddr> = if self.uplink.is_some() { peers.collect() } else { Vec::new() };
+        for peer in peers {
+            self.resolve(peer).await;
+        }
+    }
+
+    /// Before the servers' first word the maps stay as an earlier agent left them.
+    fn publish_if_dirty(&mut self) {
+        if self.dirty && self.routing.is_some() {
+            let outcome = self.publish();
+            self.dirty = outcome.is_err();
+            self.settle(outcome);
+        } else if !self.after_publish.is_empty() {
+            self.settle(Ok(()));
+        }
+    }
+
+    fn settle(&mut self, outcome: Result<(), NetError>) {
+        let failure = outcome.err().map(|error| chain(&error));
+        if let Some(error) = &failure {
+            tracing::error!(error, "the maps could not be written; trying again");
+        }
+        for answer in std::mem::take(&mut self.after_publish) {
+            answer(failure.clone().map_or(Ok(()), |error| Err(NetError::Unpublished(error))));
+        }
+    }
+
+    fn publish(&mut self) -> Result<(), NetError> {
+        let Some(snapshot) = self.snapshot() else { return Ok(()) };
+        let compilation = compile(&snapshot, &self.indices);
+        let delta = diff(self.indices.image(), compilation.image());
+        if let Err(error) = self.datapath.publish(&delta) {
+            // Some writes were made: go on from what is there now.
+            self.indices = Indices::adopt(self.datapath.load_image()?, now());
+            return Err(error.into());
+        }
+        tracing::debug!(generation = %snapshot.routing.generation, writes = delta.writes.len(), "published");
+        self.log_new_problems(&compilation);
+        self.indices = compilation.indices.clone();
+        self.compilation = Some(compilation);
+        Ok(())
+    }
+
+    fn log_new_problems(&self, compilation: &Compilation) {
+        let known = self.compilation.as_ref().map(|before| before.problems.as_slice()).unwrap_or_default();
+        for problem in compilation.problems.iter().filter(|problem| !known.contains(problem)) {
+            tracing::warn!(%problem, "route skipped");
+        }
+    }
+
+    fn snapshot(&self) -> Option<Snapshot> {
+        let uplink = self.uplink.as_ref().map(|uplink| dataplane::Uplink {
+            address: self.config.address,
+            ifindex: uplink.ifindex,
+            mac: uplink.mac,
+            mtu: u16::try_from(uplink.mtu).unwrap_or(u16::MAX),
+            reserved_ports: reserved_ports(),
+        });
+        Some(Snapshot {
+            node_id: self.config.node_id,
+            now: now(),
+            routing: self.routing.clone()?,
+            uplink,
+            mesh_address: self.mesh,
+            endpoints: endpoints::snapshot(&self.allocs),
+            neighbours: self.macs(&self.neighbours),
+        })
+    }
+
+    fn report(&mut self) -> Result<RouteReport, NetError> {
+        self.publish_if_dirty();
+        let drops = self.datapath.drop_counters()?;
+        let drops = drops.into_iter().map(|(reason, count)| (reason.name().to_owned(), count)).collect();
+        let generation = self.routing.as_ref().map_or(0, |routing| routing.generation.0);
+        let counters = self.datapath.backend_counters()?;
+        Ok(report(&self.config.node_name, generation, self.compilation.as_ref(), &counters, drops))
+    }
+
+    fn alloc_mtu(&self) -> u32 {
+        self.uplink.as_ref().map_or(UPLINK_MTU, |uplink| uplink.mtu).saturating_sub(TUNNEL_OVERHEAD)
+    }
+
+    fn answer_after_publish<T: 'static>(&mut self, reply: Reply<T>, value: T) {
+        self.after_publish.push(Box::new(move |outcome| answer(reply, outcome.map(|()| value))));
+    }
+}
+
+/// Nobody may be waiting any more; the work is done all the same.
+fn answer<T>(reply: Reply<T>, outcome: Result<T, NetError>) {
+    drop(reply.send(outcome));
+}
+
+async fn changed(watch: &mut Option<network::NeighbourWatch>) -> bool {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn check_domain(config: &NetConfig) -> Result<(), NetError> {
+    Zone::from_routing(&RoutingSnapshot::default(), &config.dns_domain, &config.datacenter)?;
+    Ok(())
+}
+
+async fn find_uplink(network: &Network, config: &NetConfig) -> Result<Option<Uplink>, NetError> {
+    let Some(name) = &config.uplink else { return Ok(None) };
+    let uplink = network.uplink(name).await?;
+    if !uplink.addresses.contains(&config.address) {
+        return Err(NetError::ForeignAddress { uplink: name.clone(), address: config.address });
+    }
+    Ok(Some(uplink))
+}
+
+fn kernel_config(config: &NetConfig) -> Result<kernel::Config, NetError> {
+    Ok(kernel::Config {
+        pin_root: config.pin_root.clone(),
+        node_id: config.node_id.to_string(),
+        uplink: config.uplink.clone(),
+        cgroup_root: cgroup2_root().ok_or(NetError::NoCgroup2)?,
+    })
+}
+
+/// Wherever the distribution mounts it: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` beside version 1 hierarchies.
+fn cgroup2_root() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    fields.find_map(|fields| match fields[..] {
+        [_, path, "cgroup2", ..] => Some(PathBuf::from(path)),
+        _ => None,
+    })
+}
+
+/// The node's blocks as the maps of an earlier agent have them, the one with the mesh address first.
+fn own_blocks(image: &dataplane::MapImage) -> Vec<IpNet> {
+    let own = image.blocks.iter().filter(|(_, node)| **node == abi::NODE_SELF);
+    let block = |address: Ipv4Addr| IpNet::new(IpAddr::V4(address), abi::BLOCK_PREFIX_LEN as u8).ok();
+    let mut blocks: Vec<IpNet> = own.filter_map(|(address, _)| block((*address).into())).collect();
+    let mesh = IpAddr::V4(image.uplink.mesh.into());
+    blocks.sort_by_key(|block| !block.contains(&mesh));
+    blocks
+}
+
+fn now() -> Timestamp {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::NEVER.plus(elapsed)
+}
