@@ -222,6 +222,10 @@ pub fn remove_node(node: &str) -> Result<(), CgroupError> {
     for path in [[TOP, node, "supervisors"].iter().collect::<PathBuf>(), [TOP, node].iter().collect()] {
         on.at(&path).dirs().into_iter().try_for_each(remove_dir)?;
     }
+    for top in on.at(Path::new(TOP)).dirs() {
+        // Fails while other nodes of this machine are in it.
+        let _ = fs::remove_dir(top);
+    }
     Ok(())
 }
 

@@ -237,6 +237,8 @@ fn enter(parent: &UnixStream) -> Result<Never, InitError> {
     order.cgroup.enter()?;
     join_netns(spec.netns.as_deref())?;
     system("make a session", setsid())?;
+    // Pid 1 blocks all signals, and children inherit that.
+    system("unblock signals", SigSet::all().thread_unblock())?;
     umask(Mode::from_bits_truncate(0o022));
     limit_resources();
     let dir = working_dir(spec);

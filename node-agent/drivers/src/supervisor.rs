@@ -88,6 +88,7 @@ pub fn main(control: &Path) -> ExitCode {
 }
 
 fn run(control: &Path) -> Result<(), SuperviseError> {
+    close_inherited();
     // Fails for a leader of a process group, which then was started by hand.
     let _ = setsid();
     let lock = act("lock the control directory", Lock::try_acquire(control))?;
@@ -103,6 +104,17 @@ fn run(control: &Path) -> Result<(), SuperviseError> {
     desk.linger();
     let _ = fs::remove_file(control.join(protocol::SOCKET));
     Ok(())
+}
+
+/// What the agent itself inherited without close-on-exec would reach every task.
+fn close_inherited() {
+    let open: Vec<i32> = fs::read_dir("/proc/self/fd")
+        .map(|dir| dir.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+        .unwrap_or_default();
+    for fd in open.into_iter().filter(|fd| *fd > 2) {
+        // The directory's own is closed by now.
+        let _ = nix::unistd::close(fd);
+    }
 }
 
 /// The cgroup is on disk before the first process enters it: whoever finds this supervisor dead knows what to clear.

@@ -112,10 +112,11 @@ impl Drop for Bench {
             let _ = state.cgroup.kill_all().and_then(|()| state.cgroup.remove());
         }
         // The last supervisor may be on its way out.
-        let gone = (0..300).any(|_| {
-            std::thread::sleep(Duration::from_millis(10));
-            cgroup::remove_node(&self.node.id.short()).is_ok()
-        });
+        let deadline = Instant::now() + Duration::from_secs(3);
+        let mut gone = false;
+        while !gone && Instant::now() < deadline {
+            gone = cgroup::remove_node(&self.node.id.short()).is_ok();
+        }
         assert!(gone || std::thread::panicking(), "the node's cgroups are left");
     }
 }
