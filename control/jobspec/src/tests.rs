@@ -1,0 +1,289 @@
+use crate::parse_hcl;
+use model::{CheckKind, Job, NetworkMode, Operator, RestartMode, TaskDriver};
+use std::time::Duration;
+
+const MINIMAL: &str = r#"
+job "a" {
+  group "g" {
+    task "t" {
+      driver = "exec"
+      config { command = "/bin/true" }
+    }
+  }
+}
+"#;
+
+fn good(text: &str) -> Job {
+    parse_hcl("test.hcl", text).unwrap_or_else(|refusal| panic!("{refusal}"))
+}
+
+/// Each line as `line:column: message`.
+fn problems(text: &str) -> Vec<String> {
+    let refusal = parse_hcl("test.hcl", text).expect_err("the file should be refused");
+    assert!(!refusal.problems.is_empty());
+    refusal.problems.iter().map(|p| format!("{}:{}: {}", p.line, p.column, p.message)).collect()
+}
+
+/// A job whose group holds `group` and whose task holds `task`, each on a line of its own: 3 and 5.
+fn around(group: &str, task: &str) -> String {
+    format!(
+        "job \"a\" {{\ngroup \"g\" {{\n{group}\ntask \"t\" {{\n{task}\ndriver = \"exec\"\nconfig {{ command = \"x\" }}\n}}\n}}\n}}\n"
+    )
+}
+
+fn check(text: &str, expected: &[&str]) {
+    assert_eq!(problems(text), expected, "in\n{text}");
+}
+
+#[test]
+fn a_minimal_job_gets_the_documented_defaults() {
+    let job = good(MINIMAL);
+    assert_eq!((job.id.0.as_str(), job.name.as_str(), job.namespace.as_str()), ("a", "a", "default"));
+    assert_eq!((job.region.as_str(), job.node_pool.as_str(), job.priority), ("global", "default", 50));
+    assert_eq!(job.datacenters, ["*"]);
+    let group = &job.groups[0];
+    assert_eq!((group.count, group.disk_mb, &group.network), (1, 300, &None));
+    assert_eq!(group.restart, model::RestartPolicy::SERVICE);
+    let task = &group.tasks[0];
+    assert_eq!((task.kill_timeout, task.kill_signal.as_deref()), (Duration::from_secs(5), None));
+    assert_eq!((task.resources.cpu_mhz, task.resources.memory_mb), (100, 300));
+    assert_eq!((task.logs.files_max, task.logs.file_size_mb_max), (10, 10));
+}
+
+#[test]
+fn the_examples_are_taken() {
+    let web = good(include_str!("../../../examples/web.nomad.hcl"));
+    assert_eq!(web.groups[0].count, 2);
+    assert_eq!(web.groups[0].services[0].meta["vip_port"], "80");
+    let TaskDriver::Exec(config) = &web.groups[0].tasks[0].driver else { panic!("driver") };
+    assert!(config.args[1].starts_with("mkdir -p /local/www\n"), "the heredoc is not dedented: {:?}", config.args[1]);
+
+    let demo = good(include_str!("../../../examples/demo.nomad.hcl"));
+    let group = &demo.groups[0];
+    assert_eq!((group.count, group.restart.mode), (6, RestartMode::Delay));
+    assert_eq!(group.services[0].tags, ["urlprefix-:80 proto=tcp"]);
+    assert_eq!(demo.constraints[0].attribute, "${attr.kernel.name}");
+    let network = group.network.as_ref().expect("network");
+    assert_eq!((network.mode, network.ports[0].to), (NetworkMode::Bridge, Some(8080)));
+    let TaskDriver::Exec(config) = &group.tasks[0].driver else { panic!("driver") };
+    assert!(config.args[1].contains("listen ${NOMAD_PORT_http};"), "run-time text is lost: {}", config.args[1]);
+    assert!(config.args[1].contains("\\$remote_addr"), "backslashes are lost: {}", config.args[1]);
+}
+
+#[test]
+fn values_are_coerced_as_job_files_rely_on() {
+    let text = around(
+        "count = \"3\"\nrestart {\nattempts = \"1\"\ninterval = \"1h30m\"\ndelay = \"500ms\"\nmode = \"delay\"\n}",
+        "env {\nN = 5\nB = true\n}\nmeta = { a = \"b\" }\nkill_timeout = \"1m\"\nkill_signal = \"hup\"\nleader = false",
+    );
+    let group = &good(&text).groups[0];
+    assert_eq!((group.count, group.restart.attempts), (3, 1));
+    assert_eq!((group.restart.interval, group.restart.delay), (Duration::from_secs(5400), Duration::from_millis(500)));
+    let task = &group.tasks[0];
+    assert_eq!((task.env["N"].as_str(), task.env["B"].as_str(), task.meta["a"].as_str()), ("5", "true", "b"));
+    assert_eq!((task.kill_timeout, task.kill_signal.as_deref()), (Duration::from_secs(60), Some("SIGHUP")));
+}
+
+#[test]
+fn variables_locals_and_functions_have_values() {
+    let head =
+        "variable \"n\" { default = 2 }\nlocals {\n  twice = var.n * 2\n  word = upper(\"x-${local.twice}\")\n}\n";
+    let text = around("count = local.twice", "env {\nA = local.word\nB = \"${var.n > 1 ? \"many\" : \"one\"}\"\n}");
+    let group = &good(&format!("{head}{text}")).groups[0];
+    assert_eq!(group.count, 4);
+    assert_eq!((group.tasks[0].env["A"].as_str(), group.tasks[0].env["B"].as_str()), ("X-4", "many"));
+}
+
+#[test]
+fn what_only_the_node_knows_stays_in_the_text() {
+    let text = around("", "env {\nA = \"${NOMAD_PORT_http}/${attr.cpu.arch}\"\nB = meta.rack\nC = \"$${x}\"\n}");
+    let env = good(&text).groups[0].tasks[0].env.clone();
+    assert_eq!(env["A"], "${NOMAD_PORT_http}/${attr.cpu.arch}");
+    assert_eq!(env["B"], "${meta.rack}");
+    assert_eq!(env["C"], "${x}");
+}
+
+#[test]
+fn services_and_checks_are_read() {
+    let text = around(
+        "network {\nmode = \"bridge\"\nport \"http\" {}\nport \"db\" {\nstatic = 5432\nto = -1\n}\n}\nservice {\nport = \"http\"\ncheck {\ntype = \"http\"\npath = \"/h\"\ninterval = \"10s\"\ntimeout = \"2s\"\n}\n}",
+        "service {\nname = \"${JOB}-db\"\nprovider = \"nomad\"\nport = \"db\"\ncheck {\ntype = \"tcp\"\ninterval = \"10s\"\ntimeout = \"2s\"\n}\n}",
+    );
+    let group = &good(&text).groups[0];
+    let ports = &group.network.as_ref().expect("network").ports;
+    assert_eq!((ports[0].static_port, ports[1].static_port, ports[1].to), (None, Some(5432), None));
+    assert_eq!(group.services[0].name, "a-g");
+    let http = CheckKind::Http { method: "GET".to_owned(), path: "/h".to_owned() };
+    assert_eq!(group.services[0].checks[0].kind, http);
+    assert_eq!(group.tasks[0].services[0].name, "a-db");
+}
+
+#[test]
+fn constraints_have_long_and_short_forms() {
+    let text = around(
+        "constraint {\nattribute = attr.kernel.name\noperator = \"is\"\nvalue = \"linux\"\n}\nconstraint {\nattribute = \"${meta.v}\"\nversion = \">= 1.2\"\n}\nconstraint {\ndistinct_hosts = true\n}\nconstraint {\noperator = \"distinct_hosts\"\nvalue = \"false\"\n}",
+        "",
+    );
+    let constraints = good(&text).groups[0].constraints.clone();
+    let seen: Vec<_> = constraints.iter().map(|c| (c.attribute.as_str(), c.operator, c.value.as_str())).collect();
+    let expected = [
+        ("${attr.kernel.name}", Operator::Equal, "linux"),
+        ("${meta.v}", Operator::Version, ">= 1.2"),
+        ("", Operator::DistinctHosts, "true"),
+    ];
+    assert_eq!(seen, expected);
+}
+
+#[test]
+fn what_is_not_built_is_refused_by_name() {
+    check(&around("update {\nmax_parallel = 1\n}", ""), &["3:1: block `update` is not built yet"]);
+    check(&around("", "template {\ndata = \"x\"\n}"), &["5:1: block `template` is not built yet"]);
+    check(&around("", "leader = true"), &["5:1: key `leader` is not built yet"]);
+    check(&around("", "resources { cores = 2 }"), &["5:13: key `cores` is not built yet"]);
+    check(
+        &around("network { mode = \"none\" }", ""),
+        &["3:18: network mode `none` is not built yet; use \"bridge\" or \"host\""],
+    );
+    check(
+        &MINIMAL.replace("group", "type = \"batch\"\n  group"),
+        &["3:10: job type `batch` is not built yet; use \"service\""],
+    );
+    check(
+        &MINIMAL.replace("\"exec\"", "\"docker\""),
+        &["5:16: driver `docker` is not built yet; use \"exec\" or \"raw_exec\""],
+    );
+    check(
+        &around("", "env { A = env.HOME }"),
+        &["5:11: `env` is not built yet; set the variable in the task's `env` block"],
+    );
+    check(&around("dynamic \"service\" {\nfor_each = []\n}", ""), &["3:1: block `dynamic` is not built yet"]);
+}
+
+#[test]
+fn every_block_that_nomad_knows_is_known_here() {
+    for block in ["affinity", "reschedule", "volume", "spread", "migrate", "scaling", "disconnect"] {
+        check(&around(&format!("{block} {{}}"), ""), &[&format!("3:1: block `{block}` is not built yet")]);
+    }
+    for block in ["artifact", "vault", "lifecycle", "volume_mount", "identity", "action", "dispatch_payload"] {
+        check(&around("", &format!("{block} {{}}")), &[&format!("5:1: block `{block}` is not built yet")]);
+    }
+    for block in ["periodic", "parameterized", "multiregion"] {
+        let text = MINIMAL.replace("  group", &format!("{block} {{}}\n  group"));
+        check(&text, &[&format!("3:1: block `{block}` is not built yet")]);
+    }
+}
+
+#[test]
+fn mistakes_are_named_with_their_places_and_what_would_be_right() {
+    check(&around("cuont = 2", ""), &["3:1: key `cuont` is not known in `group`"]);
+    let refusal = parse_hcl("f.hcl", &around("cuont = 2", "")).expect_err("refused").to_string();
+    assert_eq!(refusal, "f.hcl:3:1: key `cuont` is not known in `group`\n  did you mean `count`?");
+    check(&around("count = \"many\"", ""), &["3:9: must be a whole number, 0 to 50000, not many"]);
+    check(
+        &around("", "kill_timeout = 5"),
+        &["5:16: must be a duration with a unit, such as \"30s\" or \"1h30m\", not \"5\""],
+    );
+    check(
+        &around("", "kill_signal = \"SIGFOO\""),
+        &["5:15: `SIGFOO` is not a signal's name; use for example \"SIGTERM\""],
+    );
+    check(&around("constraint = 5", ""), &["3:1: `constraint` is a block: write `constraint { … }` without `=`"]);
+    check(
+        &around("service {\nport = \"htpp\"\n}\nnetwork {\nport \"http\" {}\n}", ""),
+        &["4:8: `htpp` is not a port of the group's network"],
+    );
+    check(
+        &around("task \"t\" {\ndriver = \"raw_exec\"\nconfig { command = \"x\" }\n}", ""),
+        &["7:1: there is a task `t` already"],
+    );
+    check("", &["1:1: there is no `job` block"]);
+    check(
+        &around("restart {\nattempts = 9\ninterval = \"10s\"\ndelay = \"5s\"\n}", ""),
+        &["3:1: restart: 9 attempts with a delay of 5s do not fit into an interval of 10s"],
+    );
+    check(&around("", "env { A = var.x }"), &["5:11: no variable `x` with a default"]);
+    check(
+        &around("", "env { A = sha512(\"x\") }").replace("\n\n", "\n"),
+        &[
+            "4:11: function `sha512` is not built yet; there are coalesce, concat, join, length, lower, max, merge, min, replace, split, tonumber, tostring, trimspace, upper",
+        ],
+    );
+}
+
+#[test]
+fn all_problems_are_told_at_once_in_order() {
+    let text = around("cuont = 2\nupdate {}", "driver = 5\nenv { A = [1] }\nresources { cpu = 0 }");
+    let lines: Vec<String> = problems(&text.replace("driver = 5\n", "")).into_iter().collect();
+    let expected = [
+        "3:1: key `cuont` is not known in `group`",
+        "4:1: block `update` is not built yet",
+        "6:11: must be a string, not a list",
+        "7:19: must be a whole number, 1 or more, not 0",
+    ];
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn syntax_errors_have_a_place() {
+    let refusal = parse_hcl("f.hcl", "job \"a\" {\n  group = = 3\n}\n").expect_err("refused");
+    let problem = &refusal.problems[0];
+    assert_eq!((refusal.problems.len(), problem.line, problem.column), (1, 2, 11), "{refusal}");
+}
+
+mod hostile {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_source_that_is_too_long_is_refused_unread() {
+        let refusal = parse_hcl("f.hcl", &" ".repeat(crate::SOURCE_BYTES_MAX + 1)).expect_err("refused");
+        assert!(refusal.to_string().contains("1048577 bytes"));
+    }
+
+    #[test]
+    fn deep_nesting_is_refused_and_does_not_overflow_the_stack() {
+        for (open, close) in [("[", "]"), ("(", ")"), ("{a=", "}"), ("!", ""), ("\"${", "}\""), ("upper(", ")")] {
+            let deep = format!("{}1{}", open.repeat(50_000), close.repeat(50_000));
+            problems(&around("", &format!("env {{ A = {deep} }}")));
+        }
+        problems(&"a {\n".repeat(50_000));
+        problems(&around("", &format!("env {{ A = {}1 }}", "1 + ".repeat(50_000))));
+        problems(&around("", &format!("env {{ A = {}1 }}", "true ? 1 : ".repeat(20_000))));
+    }
+
+    #[test]
+    fn locals_that_lead_far_or_in_circles_are_refused() {
+        let chain: String = (0..20_000).map(|n| format!("l{n} = \"${{local.l{}}}\"\n", n + 1)).collect();
+        let text = format!("locals {{\n{chain}l20000 = 1\n}}\n{}", around("", "env { A = local.l0 }"));
+        assert!(problems(&text)[0].contains("more than 128 expressions lead into one another"));
+        let circle = format!("locals {{\na = local.b\nb = local.a\n}}\n{}", around("", "env { A = local.a }"));
+        assert!(problems(&circle)[0].contains("depends on itself"), "{:?}", problems(&circle));
+    }
+
+    #[test]
+    fn values_that_double_and_double_are_refused() {
+        let doubling: String =
+            (0..40).map(|n| format!("l{n} = \"${{local.l{}}}${{local.l{}}}\"\n", n + 1, n + 1)).collect();
+        let text = format!("locals {{\n{doubling}l40 = \"xxxxxxxx\"\n}}\n{}", around("", "env { A = local.l0 }"));
+        assert!(problems(&text)[0].contains("add up to more than"), "{:?}", problems(&text));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_answered(text in "\\PC*") {
+            let _ = parse_hcl("f.hcl", &text);
+        }
+
+        #[test]
+        fn a_cut_or_changed_example_is_answered(at in 0usize..3000, len in 0usize..40, with in "[\\PC\n]{0,8}") {
+            let example = include_str!("../../../examples/demo.nomad.hcl");
+            let chars: Vec<char> = example.chars().collect();
+            let (start, end) = (at.min(chars.len()), (at + len).min(chars.len()));
+            let text: String = chars[..start].iter().copied().chain(with.chars()).chain(chars[end..].iter().copied()).collect();
+            if let Err(refusal) = parse_hcl("f.hcl", &text) {
+                prop_assert!(!refusal.problems.is_empty());
+                prop_assert!(refusal.problems.iter().all(|problem| problem.line > 0 && problem.column > 0));
+            }
+        }
+    }
+}
