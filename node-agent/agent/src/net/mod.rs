@@ -15,6 +15,8 @@ mod ipam;
 mod listener;
 mod report;
 mod stack;
+#[cfg(test)]
+mod tests;
 
 use crate::datapath::{DataPath, Place};
 use futures::future::BoxFuture;

@@ -33,7 +33,7 @@ const BLOCK_WAIT: Duration = Duration::from_secs(15);
 const SWEEP: Duration = Duration::from_secs(60);
 /// Any address outside: its next hop is the default router, which clients are behind.
 const OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-const OWN_NETNS: &str = "/proc/self/ns/net";
+const OWN_NETNS: &str = "/proc/thread-self/ns/net";
 const ALLOC_LINK: &str = "eth0";
 
 type Reply<T> = oneshot::Sender<Result<T, NetError>>;
@@ -136,7 +136,7 @@ impl Stack {
             after_publish: Vec::new(),
             waiting: Vec::new(),
         };
-        stack.take_mesh_address().await?;
+        stack.take_mesh_address_or_say().await;
         stack.resolve(OUTSIDE).await;
         Ok(stack)
     }
@@ -293,9 +293,7 @@ impl Stack {
         let peers: Vec<IpAddr> =
             routing.nodes.iter().filter(|node| node.id != self.config.node_id).map(|node| node.address).collect();
         self.routing = Some(routing);
-        if let Err(error) = self.take_mesh_address().await {
-            tracing::error!(error = chain(&error), "the node has no mesh address");
-        }
+        self.take_mesh_address_or_say().await;
         self.publish_zone();
         self.resolve_peers(&peers).await;
         self.dirty = true;
@@ -306,6 +304,13 @@ impl Stack {
     async fn create_waiting(&mut self) {
         for asked in std::mem::take(&mut self.waiting) {
             self.on_create(asked).await;
+        }
+    }
+
+    /// Tried again at every tick; the data path does without meanwhile.
+    async fn take_mesh_address_or_say(&mut self) {
+        if let Err(error) = self.take_mesh_address().await {
+            tracing::error!(error = chain(&error), "no DNS on the node's mesh address yet");
         }
     }
 
