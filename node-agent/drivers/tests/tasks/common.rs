@@ -63,7 +63,9 @@ impl Bench {
     }
 
     pub async fn start(&self, spec: &TaskSpec) -> TaskHandle {
-        self.launcher().start(spec).await.unwrap_or_else(|error| panic!("{error}: {}", self.supervisor_log()))
+        let started = self.launcher().start(spec).await;
+        assert!(started.is_ok(), "{:?}: {}", started.err(), self.supervisor_log());
+        started.expect("was checked")
     }
 
     /// Runs a script to its end and gives its output.

@@ -112,14 +112,15 @@ fn the_freezer_kills_what_keeps_forking() {
     let on = Hierarchies { v2: None, ..found };
     let path: PathBuf = ["meshctl", &bench.node.id.short(), "freeze", "t"].iter().collect();
     let cgroup = Cgroup::claim(&on, &path).expect("claims");
-    cgroup.create(&on, &path, &Limits { cpu_mhz: 100, memory_bytes: 32 << 20, pids_max: 40 }).expect("creates");
+    cgroup.create(&on, &path, &Limits { cpu_mhz: 100, memory_bytes: 32 << 20, pids_max: 300 }).expect("creates");
     let enter: String = cgroup.v1.values().map(|dir| format!("echo 0 > {}/cgroup.procs; ", dir.display())).collect();
-    let script = format!(
-        "{enter} trap '' TERM; f() {{ f & f & }}; (f) 2>/dev/null; while :; do (sleep 0.01 &) 2>/dev/null; done"
-    );
+    let script = format!("{enter} while :; do sleep 30 & done");
     let mut child = Command::new("sh").args(["-c", &script]).stderr(std::process::Stdio::null()).spawn().expect("runs");
-    std::thread::sleep(Duration::from_millis(200));
-    assert!(Cgroup::claim(&on, &path).is_err(), "a busy cgroup is not claimed");
+    let busy = (0..1_000).any(|_| {
+        std::thread::sleep(Duration::from_millis(5));
+        Cgroup::claim(&on, &path).is_err()
+    });
+    assert!(busy, "a busy cgroup is not claimed");
     cgroup.kill_all().expect("kills");
     child.wait().expect("waits");
     cgroup.remove().expect("removes");
