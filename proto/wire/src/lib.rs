@@ -23,3 +23,6 @@ pub mod session;
 pub mod snapshot;
 
 pub use convert::{ConvertError, Problem};
+
+#[cfg(test)]
+mod tests;

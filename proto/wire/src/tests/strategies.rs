@@ -1,0 +1,817 @@
+//! Arbitrary and fixed values of the model.
+
+use crate::outcome::Outcome;
+use crate::session::{AgentMessage, Hello, LogKind, ServerMessage};
+use ipnet::IpNet;
+use model::*;
+use proptest::collection::{btree_map, vec};
+use proptest::option;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use uuid::Uuid;
+
+fn text() -> impl Strategy<Value = String> {
+    "[a-zé$.:/ ]{0,8}"
+}
+
+fn word() -> impl Strategy<Value = String> {
+    "[a-z]{1,8}"
+}
+
+fn texts() -> impl Strategy<Value = BTreeMap<String, String>> {
+    btree_map(word(), text(), 0..3)
+}
+
+fn uuid() -> impl Strategy<Value = Uuid> {
+    any::<u128>().prop_map(Uuid::from_u128)
+}
+
+fn time() -> impl Strategy<Value = Timestamp> {
+    any::<u64>().prop_map(Timestamp)
+}
+
+fn span() -> impl Strategy<Value = Duration> {
+    (any::<u64>(), 0..1_000_000_000u32).prop_map(|(secs, nanos)| Duration::new(secs, nanos))
+}
+
+fn net() -> impl Strategy<Value = IpNet> {
+    prop_oneof![
+        (any::<u32>(), 0..=32u8).prop_map(|(ip, len)| IpNet::new(IpAddr::V4(ip.into()), len).expect("in range")),
+        (any::<u128>(), 0..=128u8).prop_map(|(ip, len)| IpNet::new(IpAddr::V6(ip.into()), len).expect("in range")),
+    ]
+}
+
+fn address() -> impl Strategy<Value = SocketAddr> {
+    (any::<IpAddr>(), any::<u16>()).prop_map(|(ip, port)| SocketAddr::new(ip, port))
+}
+
+fn operator() -> impl Strategy<Value = Operator> {
+    prop::sample::select(Operator::ALL.map(|(operator, _)| operator).to_vec())
+}
+
+fn constraint() -> impl Strategy<Value = Constraint> {
+    (word(), operator(), text()).prop_map(|(attribute, operator, value)| Constraint { attribute, operator, value })
+}
+
+fn check() -> impl Strategy<Value = Check> {
+    let http = (word(), word()).prop_map(|(method, path)| CheckKind::Http { method, path: format!("/{path}") });
+    let kind = prop_oneof![Just(CheckKind::Tcp), http];
+    (word(), kind, 1..1_000_000u64, 1..1_000_000u64).prop_map(|(name, kind, interval, timeout)| Check {
+        name,
+        kind,
+        interval: Duration::from_secs(interval),
+        timeout: Duration::from_secs(timeout),
+        port_label: None,
+    })
+}
+
+/// A service of the port `http`, which [`network`] has.
+fn service() -> impl Strategy<Value = Service> {
+    (word(), vec("[a-z:= ]{0,6}", 0..3), option::of(check()), btree_map(word(), word(), 0..2)).prop_map(
+        |(name, tags, check, meta)| Service {
+            name,
+            tags,
+            port_label: Some("http".to_owned()),
+            checks: check.into_iter().collect(),
+            meta,
+        },
+    )
+}
+
+fn network() -> impl Strategy<Value = Network> {
+    let mode = prop_oneof![Just(NetworkMode::Host), Just(NetworkMode::Bridge)];
+    (mode, option::of(1..=u16::MAX), option::of(1..=u16::MAX)).prop_map(|(mode, static_port, to)| Network {
+        mode,
+        ports: vec![PortRequest { label: "http".to_owned(), static_port, to }],
+    })
+}
+
+fn task() -> impl Strategy<Value = Task> {
+    let config = (word(), vec(text(), 0..3)).prop_map(|(command, args)| ExecConfig { command, args });
+    let driver = (any::<bool>(), config)
+        .prop_map(|(raw, config)| if raw { TaskDriver::RawExec(config) } else { TaskDriver::Exec(config) });
+    let first = (driver, option::of(word()), texts(), vec(constraint(), 0..2), texts());
+    let second = (1..1u64 << 40, 10..1u64 << 40, 1..1u64 << 30, any::<bool>(), vec(service(), 0..2), 1..1000u32);
+    (first, second).prop_map(|((driver, user, env, constraints, meta), (cpu, memory, kill, signal, services, logs))| {
+        Task {
+            name: "task".to_owned(),
+            driver,
+            user,
+            env,
+            constraints,
+            resources: Resources { cpu_mhz: cpu, memory_mb: memory },
+            kill_timeout: Duration::from_millis(kill),
+            kill_signal: signal.then(|| "SIGTERM".to_owned()),
+            services,
+            logs: LogConfig { files_max: logs, file_size_mb_max: logs + 1 },
+            meta,
+        }
+    })
+}
+
+fn group() -> impl Strategy<Value = TaskGroup> {
+    let mode = prop_oneof![Just(RestartMode::Fail), Just(RestartMode::Delay)];
+    let restart = (0..10u32, 100..1000u64, 0..10u64, mode).prop_map(|(attempts, interval, delay, mode)| {
+        RestartPolicy { attempts, interval: Duration::from_secs(interval), delay: Duration::from_secs(delay), mode }
+    });
+    (0..50_000u32, vec(constraint(), 0..2), restart, network(), vec(service(), 0..2), task(), texts(), 10..1u64 << 40)
+        .prop_map(|(count, constraints, restart, network, services, task, meta, disk_mb)| TaskGroup {
+            name: "group".to_owned(),
+            count,
+            constraints,
+            restart,
+            network: Some(network),
+            services,
+            tasks: vec![task],
+            meta,
+            disk_mb,
+        })
+}
+
+/// A job as a front end accepts it, `distinct_hosts` with its value spelt out.
+pub(super) fn valid_job() -> impl Strategy<Value = Job> {
+    (word(), 1..=100u8, vec(constraint(), 0..2), texts(), group(), any::<(u64, bool)>(), time()).prop_map(
+        |(id, priority, constraints, meta, group, (version, stopped), submitted_at)| {
+            let mut job = Job {
+                id: JobId(id.clone()),
+                name: id,
+                namespace: "default".to_owned(),
+                region: "global".to_owned(),
+                kind: JobKind::Service,
+                priority,
+                datacenters: vec!["*".to_owned()],
+                node_pool: "default".to_owned(),
+                constraints,
+                meta,
+                groups: vec![group],
+                version,
+                stopped,
+                submitted_at,
+            };
+            for constraint in &mut job.constraints {
+                constraint.value.push('x');
+            }
+            job
+        },
+    )
+}
+
+fn health() -> impl Strategy<Value = Health> {
+    prop_oneof![Just(Health::Passing), Just(Health::Warning), Just(Health::Critical)]
+}
+
+fn client() -> impl Strategy<Value = ClientStatus> {
+    use ClientStatus::*;
+    prop_oneof![Just(Pending), Just(Running), Just(Complete), Just(Failed), Just(Lost)]
+}
+
+fn task_state() -> impl Strategy<Value = TaskState> {
+    let phase = prop_oneof![Just(TaskPhase::Pending), Just(TaskPhase::Running), Just(TaskPhase::Dead)];
+    let event = (time(), word(), text()).prop_map(|(at, kind, message)| TaskEvent { at, kind, message });
+    (phase, any::<(bool, u32)>(), time(), time(), time(), vec(event, 0..3)).prop_map(
+        |(phase, (failed, restarts), last_restart, started_at, finished_at, events)| TaskState {
+            phase,
+            failed,
+            restarts,
+            last_restart,
+            started_at,
+            finished_at,
+            events,
+        },
+    )
+}
+
+fn update() -> impl Strategy<Value = AllocUpdate> {
+    let check =
+        (health(), text(), time()).prop_map(|(health, output, changed_at)| CheckState { health, output, changed_at });
+    let states = btree_map(word(), task_state(), 0..2);
+    (uuid(), client(), text(), states, option::of(any::<IpAddr>()), btree_map(word(), check, 0..2)).prop_map(
+        |(id, client, client_description, task_states, address, checks)| AllocUpdate {
+            alloc_id: AllocId(id),
+            client,
+            client_description,
+            task_states,
+            address,
+            checks,
+        },
+    )
+}
+
+fn alloc() -> impl Strategy<Value = Allocation> {
+    let port =
+        (word(), any::<(u16, u16)>()).prop_map(|(label, (host_port, to))| AllocatedPort { label, host_port, to });
+    let desired = prop_oneof![Just(DesiredStatus::Run), Just(DesiredStatus::Stop)];
+    let ids = (uuid(), uuid(), option::of(uuid()));
+    (ids, update(), valid_job(), vec(port, 0..2), desired, any::<(u32, u32, u64, u64, u64, u64)>(), text()).prop_map(
+        |((eval, node, previous), update, job, ports, desired, numbers, description)| Allocation {
+            id: update.alloc_id,
+            eval_id: EvalId(eval),
+            node_id: NodeId(node),
+            node_name: "n1".to_owned(),
+            job: Arc::new(job),
+            group: "group".to_owned(),
+            slot: numbers.0,
+            ports,
+            previous: previous.map(AllocId),
+            reschedules: numbers.1,
+            desired,
+            desired_description: description,
+            client: update.client,
+            client_description: update.client_description,
+            task_states: update.task_states,
+            address: update.address,
+            checks: update.checks,
+            created_at: Timestamp(numbers.2),
+            modified_at: Timestamp(numbers.3),
+            created_at_index: Index(numbers.4),
+            modified_at_index: Index(numbers.5),
+        },
+    )
+}
+
+fn failure() -> impl Strategy<Value = PlacementFailure> {
+    (any::<(u32, u32, u32, u32)>(), btree_map(text(), any::<u32>(), 0..2), btree_map(text(), any::<u32>(), 0..2))
+        .prop_map(|(numbers, constraints_filtered, dimensions_exhausted)| PlacementFailure {
+            nodes_evaluated: numbers.0,
+            nodes_filtered: numbers.1,
+            nodes_exhausted: numbers.2,
+            constraints_filtered,
+            dimensions_exhausted,
+            coalesced: numbers.3,
+        })
+}
+
+fn eval_status() -> impl Strategy<Value = EvalStatus> {
+    use EvalStatus::*;
+    prop_oneof![Just(Pending), Just(Blocked), Just(Complete), Just(Failed), Just(Canceled)]
+}
+
+fn eval() -> impl Strategy<Value = Evaluation> {
+    use EvalTrigger::*;
+    let trigger = prop_oneof![Just(JobRegister), Just(JobDeregister), Just(NodeUpdate), Just(AllocUpdate)];
+    let failures = (btree_map(word(), failure(), 0..2), btree_map(word(), any::<u32>(), 0..2));
+    (uuid(), word(), any::<u8>(), trigger, eval_status(), text(), any::<[u64; 5]>(), failures).prop_map(
+        |(id, job, priority, trigger, status, status_description, numbers, (failures, queued))| Evaluation {
+            id: EvalId(id),
+            job_id: JobId(job),
+            priority,
+            trigger,
+            status,
+            status_description,
+            wait_until: Timestamp(numbers[0]),
+            failures,
+            queued,
+            created_at: Timestamp(numbers[1]),
+            modified_at: Timestamp(numbers[2]),
+            created_at_index: Index(numbers[3]),
+            modified_at_index: Index(numbers[4]),
+        },
+    )
+}
+
+fn plan() -> impl Strategy<Value = Plan> {
+    let stop = (uuid(), text(), option::of(client())).prop_map(|(id, reason, client)| PlannedStop {
+        alloc_id: AllocId(id),
+        reason,
+        client,
+    });
+    let lists = (vec(stop, 0..2), vec(alloc(), 0..3), vec(uuid(), 0..2));
+    (uuid(), word(), any::<u64>(), lists, btree_map(word(), failure(), 0..2), option::of(time())).prop_map(
+        |(eval, job, index, (stops, placements, in_place), failures, follow_up_at)| Plan {
+            eval_id: EvalId(eval),
+            job_id: JobId(job),
+            snapshot_index: Index(index),
+            stops,
+            placements,
+            in_place: in_place.into_iter().map(AllocId).collect(),
+            queued: failures.keys().map(|group| (group.clone(), 7)).collect(),
+            failures,
+            follow_up_at,
+        },
+    )
+}
+
+fn node_status() -> impl Strategy<Value = NodeStatus> {
+    use NodeStatus::*;
+    prop_oneof![Just(Initializing), Just(Ready), Just(Suspect), Just(Down)]
+}
+
+fn node() -> impl Strategy<Value = Node> {
+    let driver = (any::<(bool, bool)>(), text()).prop_map(|((detected, healthy), description)| DriverStatus {
+        detected,
+        healthy,
+        description,
+    });
+    let places = (any::<IpAddr>(), vec(net(), 0..3));
+    (uuid(), word(), places, texts(), btree_map(word(), driver, 0..2), node_status(), any::<(bool, [u64; 7])>())
+        .prop_map(|(id, name, (address, blocks), attributes, drivers, status, (eligible, numbers))| Node {
+            id: NodeId(id),
+            datacenter: name.clone(),
+            pool: "default".to_owned(),
+            class: String::new(),
+            version: name.clone(),
+            name,
+            address,
+            meta: attributes.clone(),
+            attributes,
+            resources: NodeResources { cpu_mhz: numbers[0], memory_mb: numbers[1], disk_mb: numbers[2] },
+            drivers,
+            status,
+            eligibility: if eligible { Eligibility::Eligible } else { Eligibility::Ineligible },
+            epoch: Epoch(numbers[3]),
+            blocks,
+            status_changed_at: Timestamp(numbers[4]),
+            created_at_index: Index(numbers[5]),
+            modified_at_index: Index(numbers[6]),
+        })
+}
+
+fn role() -> impl Strategy<Value = Role> {
+    prop_oneof![Just(Role::Server), Just(Role::Agent)]
+}
+
+fn token() -> impl Strategy<Value = JoinToken> {
+    (any::<[u8; 32]>(), role(), any::<u32>(), time()).prop_map(|(digest, role, uses_left, expires_at)| JoinToken {
+        digest,
+        role,
+        uses_left,
+        expires_at,
+    })
+}
+
+fn server() -> impl Strategy<Value = ServerRecord> {
+    (any::<u64>(), word(), address()).prop_map(|(id, name, rpc_address)| ServerRecord {
+        id: ServerId(id),
+        name,
+        rpc_address,
+    })
+}
+
+fn authority() -> impl Strategy<Value = Authority> {
+    (vec(any::<u8>(), 0..40), vec(any::<u8>(), 0..40))
+        .prop_map(|(certificate_der, sealed_key)| Authority { certificate_der, sealed_key })
+}
+
+fn command() -> impl Strategy<Value = Command> {
+    let evals = || vec(eval(), 0..2);
+    prop_oneof![
+        (authority(), net(), net()).prop_map(|(authority, alloc_range, vip_range)| Command::Bootstrap {
+            authority,
+            alloc_range,
+            vip_range,
+        }),
+        server().prop_map(Command::UpsertServer),
+        any::<u64>().prop_map(|id| Command::RemoveServer { id: ServerId(id) }),
+        token().prop_map(Command::CreateToken),
+        (any::<[u8; 32]>(), role(), text()).prop_map(|(digest, role, name)| Command::UseToken { digest, role, name }),
+        node().prop_map(|node| Command::RegisterNode(Box::new(node))),
+        (uuid(), any::<u64>(), node_status(), evals()).prop_map(|(id, epoch, status, evals)| Command::SetNodeStatus {
+            node_id: NodeId(id),
+            epoch: Epoch(epoch),
+            status,
+            evals,
+        }),
+        (valid_job(), eval()).prop_map(|(job, eval)| Command::RegisterJob { job: Box::new(job), eval }),
+        (word(), any::<bool>(), eval()).prop_map(|(id, purge, eval)| Command::DeregisterJob {
+            job_id: JobId(id),
+            purge,
+            eval,
+        }),
+        (plan(), option::of(eval()))
+            .prop_map(|(plan, follow_up)| Command::ApplyPlan { plan: Box::new(plan), follow_up }),
+        (uuid(), any::<u64>(), vec(update(), 0..3), evals()).prop_map(|(id, epoch, updates, evals)| {
+            Command::UpdateAllocs { node_id: NodeId(id), epoch: Epoch(epoch), updates, evals }
+        }),
+        evals().prop_map(Command::UpsertEvals),
+        any::<u32>().prop_map(|level| Command::SetFeatureLevel { level }),
+    ]
+}
+
+pub(super) fn envelope() -> impl Strategy<Value = Envelope> {
+    (time(), 0..=FEATURE_LEVEL, command()).prop_map(|(proposed_at, feature_level, command)| Envelope {
+        proposed_at,
+        feature_level,
+        command,
+    })
+}
+
+pub(super) fn image() -> impl Strategy<Value = CatalogImage> {
+    let founding = (authority(), net(), net()).prop_map(|(authority, alloc_range, vip_range)| Founding {
+        authority,
+        alloc_range,
+        vip_range,
+    });
+    let record = (vec(valid_job(), 1..3), any::<(bool, [u64; 3])>()).prop_map(|(versions, (purge, at))| JobRecord {
+        versions,
+        purge,
+        created_at_index: Index(at[0]),
+        modified_at_index: Index(at[1]),
+        job_modified_at_index: Index(at[2]),
+    });
+    let members = (vec(server(), 0..2), vec(token(), 0..2), vec(node(), 0..2));
+    let work = (vec(record, 0..2), vec(alloc(), 0..3), vec(eval(), 0..2));
+    let derived = (vec((word(), any::<IpAddr>()), 0..2), vec((uuid(), any::<u64>()), 0..2));
+    (any::<(u64, u32, u64)>(), option::of(founding), members, work, derived).prop_map(
+        |(numbers, founding, (servers, tokens, nodes), (jobs, allocs, evals), (vips, instances))| CatalogImage {
+            index: Index(numbers.0),
+            feature_level: numbers.1,
+            founding,
+            servers,
+            tokens,
+            nodes,
+            jobs,
+            allocs,
+            evals,
+            vips,
+            tables: Table::ALL.iter().map(|table| (*table, Index(numbers.2))).collect(),
+            instances_modified: instances.into_iter().map(|(id, at)| (AllocId(id), Index(at))).collect(),
+            routing_modified: Index(numbers.2),
+        },
+    )
+}
+
+pub(super) fn outcome() -> impl Strategy<Value = Outcome> {
+    let applied = (any::<u64>(), vec(uuid(), 0..3)).prop_map(|(index, dropped)| Applied {
+        index: Index(index),
+        dropped: dropped.into_iter().map(AllocId).collect(),
+    });
+    let plain = prop::sample::select(vec![
+        Refusal::NotBootstrapped,
+        Refusal::AlreadyBootstrapped,
+        Refusal::TokenUnknown,
+        Refusal::TokenSpent,
+        Refusal::TokenExpired,
+        Refusal::TokenExists,
+    ]);
+    let refusal = prop_oneof![
+        plain,
+        any::<u64>().prop_map(|at| Refusal::OldIndex { applied: Index(at) }),
+        (text(), text()).prop_map(|(range, reason)| Refusal::RangeInvalid { range, reason }),
+        any::<(u32, u32)>().prop_map(|(cluster, needed)| Refusal::FeatureLevelTooLow { cluster, needed }),
+        any::<(u32, u32)>().prop_map(|(cluster, asked)| Refusal::FeatureLevelLowered { cluster, asked }),
+        any::<u64>().prop_map(|id| Refusal::ServerUnknown { id: ServerId(id) }),
+        role().prop_map(|asked| Refusal::TokenRole { asked }),
+        any::<u32>().prop_map(|max| Refusal::TooManyTokens { max }),
+        text().prop_map(|name| Refusal::NameTaken { name }),
+        text().prop_map(|name| Refusal::NameInvalid { name }),
+        uuid().prop_map(|id| Refusal::NodeUnknown { id: NodeId(id) }),
+        any::<(u64, u64)>().prop_map(|(known, got)| Refusal::EpochNotNewer { known: Epoch(known), got: Epoch(got) }),
+        any::<(u64, u64)>().prop_map(|(known, got)| Refusal::EpochStale { known: Epoch(known), got: Epoch(got) }),
+        text().prop_map(|range| Refusal::AddressesExhausted { range }),
+        word().prop_map(|id| Refusal::JobUnknown { id: JobId(id) }),
+        (word(), text()).prop_map(|(id, reason)| Refusal::JobInvalid { id: JobId(id), reason }),
+        (uuid(), word()).prop_map(|(id, job)| Refusal::EvalMismatch { id: EvalId(id), job_id: JobId(job) }),
+        uuid().prop_map(|id| Refusal::EvalUnknown { id: EvalId(id) }),
+        (uuid(), eval_status()).prop_map(|(id, status)| Refusal::EvalNotPending { id: EvalId(id), status }),
+    ];
+    prop_oneof![applied.prop_map(Ok), refusal.prop_map(Err)]
+}
+
+pub(super) fn agent_message() -> impl Strategy<Value = AgentMessage> {
+    let hello =
+        (word(), any::<u32>(), node(), vec(update(), 0..2)).prop_map(|(version, feature_level, node, allocs)| {
+            AgentMessage::Hello(Box::new(Hello { version, feature_level, node, allocs }))
+        });
+    let chunk = (any::<(u64, bool)>(), vec(any::<u8>(), 0..20), option::of(text()))
+        .prop_map(|((request_id, eof), data, error)| AgentMessage::LogChunk { request_id, data, eof, error });
+    prop_oneof![hello, Just(AgentMessage::Heartbeat), vec(update(), 0..3).prop_map(AgentMessage::Allocs), chunk]
+}
+
+fn instance() -> impl Strategy<Value = Instance> {
+    let network = prop_oneof![Just(InstanceNetwork::Bridge), Just(InstanceNetwork::Host)];
+    (word(), uuid(), uuid(), any::<(IpAddr, u16, Option<u16>, u16, bool, u64)>(), network, health()).prop_map(
+        |(name, alloc, node, numbers, network, health)| Instance {
+            service: name.clone(),
+            job_id: JobId(name.clone()),
+            alloc_id: AllocId(alloc),
+            node_id: NodeId(node),
+            node_name: name.clone(),
+            datacenter: name.clone(),
+            address: numbers.0,
+            port: numbers.1,
+            vip_port: numbers.2,
+            tags: vec![name],
+            weight: numbers.3,
+            network,
+            health,
+            draining: numbers.4,
+            modified_at_index: Index(numbers.5),
+        },
+    )
+}
+
+fn routing() -> impl Strategy<Value = RoutingSnapshot> {
+    let node = (uuid(), word(), any::<IpAddr>(), vec(net(), 0..2), node_status()).prop_map(
+        |(id, name, address, blocks, status)| RoutedNode {
+            id: NodeId(id),
+            datacenter: name.clone(),
+            name,
+            address,
+            blocks,
+            status,
+        },
+    );
+    let service = (word(), any::<IpAddr>(), vec(instance(), 0..3)).prop_map(|(name, vip, instances)| RoutedService {
+        name,
+        vip,
+        instances,
+    });
+    (any::<u64>(), vec(node, 0..2), vec(service, 0..2)).prop_map(|(generation, nodes, services)| RoutingSnapshot {
+        generation: Generation(generation),
+        nodes,
+        services,
+    })
+}
+
+pub(super) fn server_message() -> impl Strategy<Value = ServerMessage> {
+    let kind = prop_oneof![Just(LogKind::Stdout), Just(LogKind::Stderr)];
+    prop_oneof![
+        (any::<u32>(), span(), vec(address(), 0..3)).prop_map(|(feature_level, heartbeat_interval, servers)| {
+            ServerMessage::Welcome { feature_level, heartbeat_interval, servers }
+        }),
+        option::of(address()).prop_map(|leader| ServerMessage::NotLeader { leader }),
+        text().prop_map(|reason| ServerMessage::Refused { reason }),
+        (any::<u64>(), vec(alloc(), 0..3))
+            .prop_map(|(generation, allocs)| ServerMessage::Allocations { generation: Generation(generation), allocs }),
+        routing().prop_map(ServerMessage::Routing),
+        (any::<(u64, u64, u64, bool)>(), uuid(), word(), kind).prop_map(|(numbers, alloc, task, kind)| {
+            ServerMessage::ReadLogs {
+                request_id: numbers.0,
+                alloc_id: AllocId(alloc),
+                task,
+                kind,
+                offset: numbers.1,
+                limit: numbers.2,
+                follow: numbers.3,
+            }
+        }),
+        any::<u64>().prop_map(|request_id| ServerMessage::CancelLogs { request_id }),
+    ]
+}
+
+// Fixed values: what the fixtures hold. Changing them makes the fixtures useless.
+
+fn id(number: u128) -> Uuid {
+    Uuid::from_u128(number)
+}
+
+fn pair(key: &str, value: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([(key.to_owned(), value.to_owned())])
+}
+
+pub(super) fn fixed_job() -> Job {
+    let constraint =
+        Constraint { attribute: "${attr.cpu.arch}".to_owned(), operator: Operator::Equal, value: "amd64".to_owned() };
+    let http = CheckKind::Http { method: "GET".to_owned(), path: "/".to_owned() };
+    let check = |name: &str, kind| Check {
+        name: name.to_owned(),
+        kind,
+        interval: Duration::from_secs(2),
+        timeout: Duration::from_millis(1500),
+        port_label: None,
+    };
+    let service = Service {
+        name: "web".to_owned(),
+        tags: vec!["urlprefix-:80 proto=tcp".to_owned()],
+        port_label: Some("http".to_owned()),
+        checks: vec![check("http", http), check("tcp", CheckKind::Tcp)],
+        meta: pair("vip_port", "80"),
+    };
+    let task = Task {
+        name: "httpd".to_owned(),
+        driver: TaskDriver::Exec(ExecConfig { command: "/bin/busybox".to_owned(), args: vec!["httpd".to_owned()] }),
+        user: Some("nobody".to_owned()),
+        env: pair("A", "B"),
+        constraints: vec![constraint.clone()],
+        resources: Resources { cpu_mhz: 50, memory_mb: 32 },
+        kill_timeout: Duration::from_secs(5),
+        kill_signal: Some("SIGTERM".to_owned()),
+        services: Vec::new(),
+        logs: LogConfig::default(),
+        meta: BTreeMap::new(),
+    };
+    let group = TaskGroup {
+        name: "web".to_owned(),
+        count: 2,
+        constraints: Vec::new(),
+        restart: RestartPolicy::SERVICE,
+        network: Some(Network {
+            mode: NetworkMode::Bridge,
+            ports: vec![PortRequest { label: "http".to_owned(), static_port: None, to: Some(80) }],
+        }),
+        services: vec![service],
+        tasks: vec![task],
+        meta: BTreeMap::new(),
+        disk_mb: 300,
+    };
+    Job {
+        id: JobId("web".to_owned()),
+        name: "web".to_owned(),
+        namespace: "default".to_owned(),
+        region: "global".to_owned(),
+        kind: JobKind::Service,
+        priority: 50,
+        datacenters: vec!["*".to_owned()],
+        node_pool: "default".to_owned(),
+        constraints: vec![constraint],
+        meta: pair("team", "mesh"),
+        groups: vec![group],
+        version: 3,
+        stopped: false,
+        submitted_at: Timestamp::from_secs(1_000_000_000),
+    }
+}
+
+pub(super) fn fixed_alloc(slot: u32, job: Arc<Job>) -> Allocation {
+    let event = TaskEvent { at: Timestamp(9), kind: "Started".to_owned(), message: "Task started".to_owned() };
+    let state = TaskState {
+        phase: TaskPhase::Running,
+        started_at: Timestamp(1_000_000_000_500_000_000),
+        events: vec![event],
+        ..TaskState::default()
+    };
+    let check = CheckState { health: Health::Passing, output: "200 OK".to_owned(), changed_at: Timestamp(8) };
+    Allocation {
+        id: AllocId(id(100 + u128::from(slot))),
+        eval_id: EvalId(id(2)),
+        node_id: NodeId(id(3)),
+        node_name: "n1".to_owned(),
+        job,
+        group: "web".to_owned(),
+        slot,
+        ports: vec![AllocatedPort { label: "http".to_owned(), host_port: 20_001, to: 80 }],
+        previous: None,
+        reschedules: 0,
+        desired: DesiredStatus::Run,
+        desired_description: String::new(),
+        client: ClientStatus::Running,
+        client_description: String::new(),
+        task_states: BTreeMap::from([("httpd".to_owned(), state)]),
+        address: Some(IpAddr::from([10, 64, 0, 2])),
+        checks: BTreeMap::from([("web/http".to_owned(), check)]),
+        created_at: Timestamp(5),
+        modified_at: Timestamp(6),
+        created_at_index: Index(7),
+        modified_at_index: Index(8),
+    }
+}
+
+fn fixed_eval() -> Evaluation {
+    let failure = PlacementFailure {
+        nodes_evaluated: 3,
+        nodes_exhausted: 3,
+        dimensions_exhausted: BTreeMap::from([("memory".to_owned(), 3)]),
+        ..PlacementFailure::default()
+    };
+    Evaluation {
+        id: EvalId(id(2)),
+        job_id: JobId("web".to_owned()),
+        priority: 50,
+        trigger: EvalTrigger::JobRegister,
+        status: EvalStatus::Blocked,
+        status_description: "no room".to_owned(),
+        wait_until: Timestamp::NEVER,
+        failures: BTreeMap::from([("web".to_owned(), failure)]),
+        queued: BTreeMap::from([("web".to_owned(), 1)]),
+        created_at: Timestamp(1),
+        modified_at: Timestamp(2),
+        created_at_index: Index(3),
+        modified_at_index: Index(4),
+    }
+}
+
+pub(super) fn fixed_node() -> Node {
+    let exec = DriverStatus { detected: true, healthy: true, description: String::new() };
+    Node {
+        id: NodeId(id(3)),
+        name: "n1".to_owned(),
+        datacenter: "dc1".to_owned(),
+        pool: "default".to_owned(),
+        class: String::new(),
+        address: IpAddr::from([10, 77, 0, 11]),
+        attributes: pair("kernel.name", "linux"),
+        meta: pair("rack", "r1"),
+        resources: NodeResources { cpu_mhz: 4000, memory_mb: 4096, disk_mb: 10_000 },
+        drivers: BTreeMap::from([("exec".to_owned(), exec)]),
+        status: NodeStatus::Suspect,
+        eligibility: Eligibility::Eligible,
+        epoch: Epoch(2),
+        blocks: vec!["10.64.0.0/26".parse().expect("a prefix")],
+        version: "0.1.0".to_owned(),
+        status_changed_at: Timestamp(5),
+        created_at_index: Index(6),
+        modified_at_index: Index(7),
+    }
+}
+
+pub(super) fn fixed_instance() -> Instance {
+    Instance {
+        service: "web".to_owned(),
+        job_id: JobId("web".to_owned()),
+        alloc_id: AllocId(id(100)),
+        node_id: NodeId(id(3)),
+        node_name: "n1".to_owned(),
+        datacenter: "dc1".to_owned(),
+        address: IpAddr::from([10, 64, 0, 2]),
+        port: 80,
+        vip_port: Some(80),
+        tags: vec!["demo".to_owned()],
+        weight: 1,
+        network: InstanceNetwork::Bridge,
+        health: Health::Passing,
+        draining: false,
+        modified_at_index: Index(9),
+    }
+}
+
+fn fixed_founding() -> Founding {
+    Founding {
+        authority: Authority { certificate_der: vec![1, 2, 3], sealed_key: vec![4, 5] },
+        alloc_range: "10.64.0.0/11".parse().expect("a prefix"),
+        vip_range: "fd00::/64".parse().expect("a prefix"),
+    }
+}
+
+fn fixed_server() -> ServerRecord {
+    let rpc_address = SocketAddr::new(IpAddr::from([10, 77, 0, 21]), 4647);
+    ServerRecord { id: ServerId(1), name: "s1".to_owned(), rpc_address }
+}
+
+fn fixed_token() -> JoinToken {
+    JoinToken { digest: [7; 32], role: Role::Agent, uses_left: 3, expires_at: Timestamp(99) }
+}
+
+/// One of every command.
+pub(super) fn fixed_commands() -> Vec<(&'static str, Envelope)> {
+    let Founding { authority, alloc_range, vip_range } = fixed_founding();
+    let job = Arc::new(fixed_job());
+    let alloc = fixed_alloc(0, job.clone());
+    let update = AllocUpdate {
+        alloc_id: alloc.id,
+        client: alloc.client,
+        client_description: "fine".to_owned(),
+        task_states: alloc.task_states.clone(),
+        address: alloc.address,
+        checks: alloc.checks.clone(),
+    };
+    let stop = PlannedStop { alloc_id: AllocId(id(9)), reason: "lost".to_owned(), client: Some(ClientStatus::Lost) };
+    let plan = Plan {
+        eval_id: EvalId(id(2)),
+        job_id: JobId("web".to_owned()),
+        snapshot_index: Index(4),
+        stops: vec![stop],
+        placements: vec![alloc, fixed_alloc(1, job.clone())],
+        in_place: vec![AllocId(id(8))],
+        failures: fixed_eval().failures,
+        queued: fixed_eval().queued,
+        follow_up_at: Some(Timestamp(77)),
+    };
+    let (node_id, epoch, evals) = (NodeId(id(3)), Epoch(2), vec![fixed_eval()]);
+    let (job_id, status) = (JobId("web".to_owned()), NodeStatus::Down);
+    let commands = [
+        ("bootstrap", Command::Bootstrap { authority, alloc_range, vip_range }),
+        ("upsert-server", Command::UpsertServer(fixed_server())),
+        ("remove-server", Command::RemoveServer { id: ServerId(1) }),
+        ("create-token", Command::CreateToken(fixed_token())),
+        ("use-token", Command::UseToken { digest: [7; 32], role: Role::Server, name: "s2".to_owned() }),
+        ("register-node", Command::RegisterNode(Box::new(fixed_node()))),
+        ("set-node-status", Command::SetNodeStatus { node_id, epoch, status, evals: evals.clone() }),
+        ("register-job", Command::RegisterJob { job: Box::new(fixed_job()), eval: fixed_eval() }),
+        ("deregister-job", Command::DeregisterJob { job_id, purge: true, eval: fixed_eval() }),
+        ("apply-plan", Command::ApplyPlan { plan: Box::new(plan), follow_up: Some(fixed_eval()) }),
+        ("update-allocs", Command::UpdateAllocs { node_id, epoch, updates: vec![update], evals: evals.clone() }),
+        ("upsert-evals", Command::UpsertEvals(evals)),
+        ("set-feature-level", Command::SetFeatureLevel { level: 1 }),
+    ];
+    let envelope = |command| Envelope { proposed_at: Timestamp(1234), feature_level: 1, command };
+    commands.into_iter().map(|(name, command)| (name, envelope(command))).collect()
+}
+
+pub(super) fn fixed_image() -> CatalogImage {
+    let job = Arc::new(fixed_job());
+    let record = JobRecord {
+        versions: vec![fixed_job(), Job { version: 2, ..fixed_job() }],
+        purge: false,
+        created_at_index: Index(1),
+        modified_at_index: Index(2),
+        job_modified_at_index: Index(3),
+    };
+    CatalogImage {
+        index: Index(42),
+        feature_level: 1,
+        founding: Some(fixed_founding()),
+        servers: vec![fixed_server()],
+        tokens: vec![fixed_token()],
+        nodes: vec![fixed_node()],
+        jobs: vec![record],
+        allocs: vec![fixed_alloc(0, job.clone()), fixed_alloc(1, job)],
+        evals: vec![fixed_eval()],
+        vips: vec![("web".to_owned(), IpAddr::from([10, 43, 0, 1]))],
+        tables: Table::ALL.iter().map(|table| (*table, Index(40))).collect(),
+        instances_modified: vec![(AllocId(id(100)), Index(41))],
+        routing_modified: Index(41),
+    }
+}
