@@ -57,6 +57,9 @@ job "demo" {
         command = "/bin/sh"
         args = ["-c", <<-EOT
           mkdir -p /local/nginx
+          # Opening /dev/stdout by its path needs rights that a task's user does not have; the pipe's reader has it open.
+          rm -f /local/nginx/access && mkfifo /local/nginx/access
+          cat /local/nginx/access &
           cat > /local/nginx/nginx.conf <<CONF
           daemon off;
           pid /local/nginx/pid;
@@ -70,7 +73,7 @@ job "demo" {
             uwsgi_temp_path /local/nginx;
             scgi_temp_path /local/nginx;
             log_format line '\$remote_addr:\$remote_port \$request_method \$request_uri \$status';
-            access_log /dev/stdout line;
+            access_log /local/nginx/access line;
             server {
               listen ${NOMAD_PORT_http};
               location / {
