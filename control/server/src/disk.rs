@@ -55,8 +55,6 @@ pub(crate) struct Record {
     pub id: u64,
     pub name: String,
     pub rpc_advertise: SocketAddr,
-    /// Made the cluster: the first start of its log is with itself as the only voter.
-    pub founder: bool,
     /// Where the other servers were when this one joined; the catalog knows better once it is replayed.
     pub peers: Vec<Peer>,
 }

@@ -42,7 +42,7 @@ pub(crate) enum JoinError {
 pub(crate) async fn admit(member: &Member, request: pb::JoinRequest) -> Result<pb::JoinReply, JoinError> {
     let role = Role::try_from(request.role()).map_err(|error| JoinError::Request(error.to_string()))?;
     let token = Token::parse(&request.token)?;
-    let authority = member.authority().map_err(JoinError::Authority)?;
+    let authority = member.authority().await.map_err(JoinError::Authority)?;
     check_token(&token, authority, role)?;
     let rpc_address = server_address(&request, role)?;
     let node_id = agent_id(&request, role)?;
@@ -55,7 +55,7 @@ pub(crate) async fn admit(member: &Member, request: pb::JoinRequest) -> Result<p
     match role {
         // The log index of the spent token is unique for ever, and so is the id.
         Role::Server => admit_server(member, request, ServerId(spent.index.0), rpc_address).await,
-        Role::Agent => admit_agent(member, request, node_id.unwrap_or_else(rpc::fresh_node_id)),
+        Role::Agent => admit_agent(member, request, node_id.unwrap_or_else(rpc::fresh_node_id)).await,
     }
 }
 
@@ -66,7 +66,7 @@ async fn admit_server(
     rpc_address: Option<SocketAddr>,
 ) -> Result<pb::JoinReply, JoinError> {
     let rpc_address = rpc_address.ok_or_else(|| JoinError::Request("rpc_address: missing".to_owned()))?;
-    let mut reply = sign(member, &request, Subject::Server(id))?;
+    let mut reply = sign(member, &request, Subject::Server(id)).await?;
     let record = ServerRecord { id, name: request.name.clone(), rpc_address };
     // The leader's next look at the membership adds it as a learner, and as a voter once it has caught up.
     member.propose(Command::UpsertServer(record)).await?;
@@ -76,14 +76,14 @@ async fn admit_server(
     Ok(reply)
 }
 
-fn admit_agent(member: &Member, request: pb::JoinRequest, id: NodeId) -> Result<pb::JoinReply, JoinError> {
-    let reply = sign(member, &request, Subject::Agent(id))?;
+async fn admit_agent(member: &Member, request: pb::JoinRequest, id: NodeId) -> Result<pb::JoinReply, JoinError> {
+    let reply = sign(member, &request, Subject::Agent(id)).await?;
     tracing::info!(node = %id, name = request.name, "agent joined");
     Ok(reply)
 }
 
-fn sign(member: &Member, request: &pb::JoinRequest, subject: Subject) -> Result<pb::JoinReply, JoinError> {
-    let authority = member.authority().map_err(JoinError::Authority)?;
+async fn sign(member: &Member, request: &pb::JoinRequest, subject: Subject) -> Result<pb::JoinReply, JoinError> {
+    let authority = member.authority().await.map_err(JoinError::Authority)?;
     Ok(pb::JoinReply {
         certificate_pem: authority.sign(&request.csr_pem, subject, member.certificate_validity)?,
         ca_pem: authority.certificate_pem(),
@@ -236,5 +236,5 @@ fn admission(
     }
     let (cluster, name) = (hex(&digest), config.name.clone());
     let papers = Papers { ca_pem: reply.ca_pem, certificate_pem: reply.certificate_pem, key_pem: key.key_pem, seal };
-    Ok(Admission { record: Record { cluster, id, name, rpc_advertise, founder: false, peers }, papers })
+    Ok(Admission { record: Record { cluster, id, name, rpc_advertise, peers }, papers })
 }

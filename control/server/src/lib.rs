@@ -36,11 +36,18 @@ pub(crate) use wire::pb;
 pub async fn run(config: ServerConfig) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let server = Server::start(config).await?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
+    let mut stop = std::pin::pin!(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    });
+    // A start may wait for other servers; nobody who stops it should have to wait as well.
+    let server = tokio::select! {
+        server = Server::start(config) => server?,
+        () = &mut stop => return Ok(()),
+    };
+    stop.await;
     tracing::info!("stopping");
     server.shutdown().await;
     Ok(())

@@ -8,7 +8,7 @@ use crate::sessions::Sessions;
 use catalog::Catalog;
 use consensus::{Raft, Role as RaftRole, Status};
 use identity::{CertificateAuthority, SealKey};
-use model::{Applied, Command, Envelope, Evaluation, Index, Refusal, ServerId};
+use model::{Applied, Command, Envelope, Index, Refusal, ServerId, Table};
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -146,10 +146,13 @@ impl Member {
         self.leader().and_then(|id| if id == self.id { Some(self.rpc_address) } else { self.peers.address(id) })
     }
 
-    /// The CA, unsealed at its first use.
-    pub fn authority(&self) -> anyhow::Result<&CertificateAuthority> {
+    /// The CA, unsealed at its first use. A server that has just joined first has to hear of it.
+    pub async fn authority(&self) -> anyhow::Result<&CertificateAuthority> {
         if let Some(authority) = self.authority.get() {
             return Ok(authority);
+        }
+        if self.catalog.borrow().authority().is_none() {
+            self.read_barrier().await?;
         }
         let catalog = self.snapshot();
         let sealed = catalog.authority().ok_or_else(|| anyhow::anyhow!("{}", Refusal::NotBootstrapped))?;
@@ -186,14 +189,10 @@ impl Member {
         }
     }
 
-    /// Whether a command whose answer was lost took effect after all: its evaluations would be known.
+    /// Whether a command whose answer was lost took effect after all, as far as the state shows it.
     async fn find_applied(&self, command: &Command) -> Option<Applied> {
-        let evals = evals_of(command);
-        if evals.is_empty() || self.read_barrier().await.is_err() {
-            return None;
-        }
-        let catalog = self.snapshot();
-        let index = evals.iter().find_map(|eval| catalog.eval(eval.id).map(|known| known.created_at_index))?;
+        self.read_barrier().await.ok()?;
+        let index = trace_of(&self.snapshot(), command)?;
         Some(Applied { index, dropped: Vec::new() })
     }
 }
@@ -241,19 +240,28 @@ fn never_connected(status: &tonic::Status) -> bool {
     false
 }
 
-fn evals_of(command: &Command) -> Vec<&Evaluation> {
+/// When the command took effect, if it has left its random id somewhere.
+fn trace_of(catalog: &Catalog, command: &Command) -> Option<Index> {
     match command {
-        Command::RegisterJob { eval, .. } | Command::DeregisterJob { eval, .. } => vec![eval],
-        Command::UpsertEvals(evals) => evals.iter().collect(),
-        _ => Vec::new(),
+        Command::RegisterJob { eval, .. } | Command::DeregisterJob { eval, .. } => {
+            catalog.eval(eval.id).map(|known| known.created_at_index)
+        }
+        Command::CreateToken(token) => catalog.token(&token.digest).map(|_| catalog.table_index(Table::Tokens)),
+        Command::RegisterNode(node) => {
+            catalog.node(node.id).filter(|known| known.epoch == node.epoch).map(|known| known.modified_at_index)
+        }
+        _ => None,
     }
 }
 
-/// Whether applying the command twice ends like applying it once. Spending a token does not.
+/// Whether applying the command twice ends like applying it once, or the second time is refused by what
+/// [`trace_of`] looks for. Spending a token does not.
 fn is_repeatable(command: &Command) -> bool {
     match command {
         Command::RegisterJob { .. }
         | Command::DeregisterJob { .. }
+        | Command::CreateToken(_)
+        | Command::RegisterNode(_)
         | Command::UpsertServer(_)
         | Command::UpsertEvals(_)
         | Command::UpdateAllocs { .. }
@@ -261,9 +269,7 @@ fn is_repeatable(command: &Command) -> bool {
         | Command::SetFeatureLevel { .. } => true,
         Command::Bootstrap { .. }
         | Command::RemoveServer { .. }
-        | Command::CreateToken(_)
         | Command::UseToken { .. }
-        | Command::RegisterNode(_)
         | Command::ApplyPlan { .. } => false,
     }
 }

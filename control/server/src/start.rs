@@ -58,7 +58,10 @@ impl Server {
         let papers = disk.papers()?;
         let server = Self::assemble(&config, &disk, &record, papers, listeners)?;
         match server.found(&disk).await {
-            Ok(()) => Ok(server),
+            Ok(()) => {
+                server.catch_up().await;
+                Ok(server)
+            }
             Err(error) => {
                 server.shutdown().await;
                 Err(error)
@@ -125,6 +128,16 @@ impl Server {
         Ok(Server { member, stop, tasks, http_address })
     }
 
+    /// A server that has just joined is of use once the leader has told it what there is. Without a leader it keeps on
+    /// waiting while it serves.
+    async fn catch_up(&self) {
+        let mut catalog = self.member.catalog.clone();
+        let known = catalog.wait_for(|catalog| catalog.founding().is_some());
+        if tokio::time::timeout(FOUND_FOR, known).await.is_err() {
+            tracing::warn!("no leader has sent the cluster's state yet; check that a majority of the servers runs");
+        }
+    }
+
     /// The founder tells the new cluster who it is and what its authority is, also if an earlier start did not get to it.
     async fn found(&self, disk: &Disk) -> anyhow::Result<()> {
         let Some(founding) = disk.founding()? else { return Ok(()) };
@@ -149,7 +162,7 @@ pub(crate) async fn create_token(member: &Member, request: TokenRequest) -> anyh
     if request.uses == 0 {
         bail!("uses: a token needs at least one use");
     }
-    let token = Token::create(member.authority()?.digest(), request.role)?;
+    let token = Token::create(member.authority().await?.digest(), request.role)?;
     let record = JoinToken {
         digest: token.digest(),
         role: request.role,
@@ -221,7 +234,7 @@ fn found(
     };
     let papers = Papers { ca_pem: authority.certificate_pem(), certificate_pem, key_pem: key.key_pem, seal };
     let (cluster, name) = (hex(&authority.digest()), config.name.clone());
-    let record = Record { cluster, id: FOUNDER.0, name, rpc_advertise, founder: true, peers: Vec::new() };
+    let record = Record { cluster, id: FOUNDER.0, name, rpc_advertise, peers: Vec::new() };
     disk.settle(&record, &papers, Some(&founding))?;
     Ok(record)
 }
@@ -241,7 +254,8 @@ fn member(config: &ServerConfig, disk: &Disk, record: &Record, papers: Papers) -
     let peers = Arc::new(Peers::new(credentials.mtls()?, catalog.clone(), seeds));
     let transport = Arc::new(RaftTransport::new(Arc::clone(&peers), Handle::current()));
     let mut consensus = consensus::Config::new(record.id, disk.raft_dir(), clock::random_seed());
-    consensus.bootstrap = record.founder.then(|| vec![record.id]);
+    // Only until the cluster is founded: a founder that lost its log must not start a second cluster of its own.
+    consensus.bootstrap = disk.founding()?.map(|_| vec![record.id]);
     let raft = Raft::start(consensus, Arc::clone(&transport) as _, Box::new(machine))?;
     transport.attach(raft.clone());
     Ok(Member {

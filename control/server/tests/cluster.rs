@@ -1,0 +1,362 @@
+//! Whole servers in one process: real Raft, real TLS on loopback, agents that only talk.
+
+mod support;
+
+use model::{ClientStatus, NodeId, Role};
+use serde_json::{Value, json};
+use server::{Mode, Server, TokenRequest};
+use std::time::Duration;
+use support::{FakeAgent, channel, config, enrol, eventually, get, init, join, node, put, request, running, token};
+use tonic::Code;
+use wire::pb;
+use wire::session::{AgentMessage, ServerMessage};
+
+const JOB: &str = r#"
+job "web" {
+  datacenters = ["dc1"]
+  group "app" {
+    count = 2
+    network {
+      port "http" { to = 8080 }
+    }
+    service {
+      name = "web"
+      port = "http"
+      provider = "nomad"
+    }
+    task "server" {
+      driver = "raw_exec"
+      config { command = "/bin/sleep" }
+      resources {
+        cpu = 100
+        memory = 64
+      }
+    }
+  }
+}
+"#;
+
+async fn register(server: &Server) -> Value {
+    let job = put(server, "/v1/jobs/parse", &json!({ "JobHCL": JOB, "Canonicalize": true })).await.json();
+    put(server, "/v1/jobs", &json!({ "Job": job })).await.json()
+}
+
+async fn voters(server: &Server) -> Option<usize> {
+    let reply = get(server, "/v1/operator/raft/configuration?stale").await;
+    let servers = reply.json()["Servers"].as_array()?.clone();
+    Some(servers.iter().filter(|server| server["Voter"] == true).count())
+}
+
+async fn three(dir: &std::path::Path) -> [Server; 3] {
+    let s1 = init(dir).await;
+    let s2 = join(dir, "s2", &s1).await;
+    let s3 = join(dir, "s3", &s2).await;
+    for server in [&s1, &s2, &s3] {
+        eventually("three voters", || async { (voters(server).await? == 3).then_some(()) }).await;
+    }
+    [s1, s2, s3]
+}
+
+async fn agent(server: &Server, name: &str) -> (identity::Credentials, NodeId) {
+    let id = NodeId::from_random(name.len() as u128 + 77);
+    let credentials = enrol(server.rpc_address(), &token(server, Role::Agent).await, name, Some(id)).await.unwrap();
+    (credentials, id)
+}
+
+fn allocations(message: ServerMessage) -> Option<(u64, Vec<model::Allocation>)> {
+    match message {
+        ServerMessage::Allocations { generation, allocs } if !allocs.is_empty() => Some((generation.0, allocs)),
+        _ => None,
+    }
+}
+
+async fn node_status(server: &Server, id: NodeId) -> String {
+    get(server, &format!("/v1/node/{id}")).await.json()["Status"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_cluster_of_three_places_work_and_survives_its_leader() {
+    let dir = tempfile::tempdir().unwrap();
+    let [leader, follower, third] = three(dir.path()).await;
+    assert!(leader.is_leader());
+
+    // A follower takes the job; with no node it waits for capacity.
+    let registered = register(&follower).await;
+    let eval = registered["EvalID"].as_str().unwrap().to_owned();
+    eventually("the evaluation waits for capacity", || async {
+        let eval = get(&third, &format!("/v1/evaluation/{eval}")).await.json();
+        (eval["Status"] == "blocked" && eval["FailedTGAllocs"]["app"].is_object()).then_some(())
+    })
+    .await;
+
+    // An agent that asks a follower is sent to the leader, and gets the allocations there.
+    let (credentials, id) = agent(&follower, "n1").await;
+    let mut session = FakeAgent::open(follower.rpc_address(), &credentials, node(id, "n1", 1)).await.unwrap();
+    let told = session.next().await.unwrap();
+    assert_eq!(told, ServerMessage::NotLeader { leader: Some(leader.rpc_address()) });
+    let mut session = FakeAgent::open(leader.rpc_address(), &credentials, node(id, "n1", 1)).await.unwrap();
+    let welcome = session.next().await.unwrap();
+    assert!(matches!(&welcome, ServerMessage::Welcome { servers, .. } if servers.len() == 3), "{welcome:?}");
+    let (generation, allocs) = session.expect(|message| allocations(message).filter(|(_, a)| a.len() == 2)).await;
+    assert!(allocs.iter().all(|alloc| alloc.node_id == id && alloc.client == ClientStatus::Pending));
+
+    // What it reports shows on every server, and its instances are routed.
+    session.send(AgentMessage::Allocs(allocs.iter().map(|alloc| running(alloc.id)).collect())).await;
+    eventually("both run, as a follower shows it", || async {
+        let summary = get(&third, "/v1/job/web/summary").await.json();
+        (summary["Summary"]["app"]["Running"] == 2).then_some(())
+    })
+    .await;
+    let routed = session.expect(|message| match message {
+        ServerMessage::Routing(routing) => routing.services.into_iter().find(|service| service.instances.len() == 2),
+        _ => None,
+    });
+    assert_eq!(routed.await.name, "web");
+    let instances = get(&follower, "/v1/service/web").await.json();
+    assert_eq!(instances.as_array().unwrap().len(), 2);
+
+    // Output is read through whichever server is asked.
+    let alloc_id = allocs[0].id;
+    let path = format!("/v1/client/fs/logs/{alloc_id}?task=server&type=stdout&plain=true");
+    let (reply, ()) = tokio::join!(get(&follower, &path), async {
+        let request_id = session.expect(|message| match message {
+            ServerMessage::ReadLogs { request_id, alloc_id: asked, .. } if asked == alloc_id => Some(request_id),
+            _ => None,
+        });
+        let request_id = request_id.await;
+        let chunk = |data: &str, eof| AgentMessage::LogChunk { request_id, data: data.into(), eof, error: None };
+        session.send(chunk("hello from ", false)).await;
+        session.send(chunk("the task", true)).await;
+    });
+    assert_eq!(reply.status, 200);
+    assert!(reply.body.contains("hello from") && reply.body.contains("the task"), "{}", reply.body);
+
+    // The leader goes: the next write works, and the agent finds its allocations at the new one.
+    leader.shutdown().await;
+    assert!(session.expect_end().await);
+    let again = put(&follower, "/v1/mesh/tokens", &json!({ "Role": "agent" })).await;
+    assert!(again.json()["Token"].as_str().unwrap().starts_with("mesh1."));
+    let new_leader = if follower.is_leader() { &follower } else { &third };
+    let mut session = FakeAgent::open(new_leader.rpc_address(), &credentials, node(id, "n1", 2)).await.unwrap();
+    let (newer, allocs) = session.expect(allocations).await;
+    assert!(newer > generation && allocs.len() == 2);
+    assert_eq!(node_status(&follower, id).await, "ready");
+
+    // A lost session makes the node suspect at once, and down only later; then its allocations are lost.
+    drop(session);
+    eventually("the node is suspect", || async { (node_status(&follower, id).await == "disconnected").then_some(()) })
+        .await;
+    let stubs = get(&follower, "/v1/job/web/allocations").await.json();
+    assert!(stubs.as_array().unwrap().iter().all(|stub| stub["ClientStatus"] == "running"), "{stubs}");
+    eventually("the node is down", || async { (node_status(&follower, id).await == "down").then_some(()) }).await;
+    eventually("its allocations are lost", || async {
+        let stubs = get(&third, "/v1/job/web/allocations").await.json();
+        stubs.as_array()?.iter().all(|stub| stub["ClientStatus"] == "lost").then_some(())
+    })
+    .await;
+    follower.shutdown().await;
+    third.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_token_works_as_often_and_as_long_as_it_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = init(dir.path()).await;
+    let address = server.rpc_address();
+    let refusal = |result: Result<identity::Credentials, tonic::Status>| {
+        let status = result.err().expect("the join should be refused");
+        (status.code(), status.message().to_owned())
+    };
+
+    let once = token(&server, Role::Agent).await;
+    enrol(address, &once, "n1", None).await.unwrap();
+    let (code, reason) = refusal(enrol(address, &once, "n2", None).await);
+    assert_eq!(code, Code::PermissionDenied);
+    assert!(reason.contains("used up"), "{reason}");
+
+    let brief = TokenRequest { role: Role::Agent, uses: 5, ttl: Some(Duration::from_millis(50)) };
+    let brief = server.create_token(brief).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    let (_, reason) = refusal(enrol(address, &brief, "n2", None).await);
+    assert!(reason.contains("expired"), "{reason}");
+
+    let unknown = identity::Token::create(identity::Token::parse(&once).unwrap().ca_digest, Role::Agent).unwrap();
+    let (_, reason) = refusal(enrol(address, &unknown.reveal(), "n2", None).await);
+    assert!(reason.contains("unknown"), "{reason}");
+
+    let for_servers = token(&server, Role::Server).await;
+    let (_, reason) = refusal(enrol(address, &for_servers, "n2", None).await);
+    assert!(reason.contains("role server"), "{reason}");
+
+    // The joining server says why as well, and leaves nothing behind.
+    let agent_token = token(&server, Role::Agent).await;
+    let wrong = config(dir.path(), "s2", Mode::Join { servers: vec![address], token: agent_token });
+    let error = Server::start(wrong).await.err().expect("an agent's token is not for servers");
+    assert!(format!("{error:#}").contains("--role server"), "{error:#}");
+    let spent = token(&server, Role::Server).await;
+    let s2 = Server::start(config(dir.path(), "s2", Mode::Join { servers: vec![address], token: spent.clone() })).await;
+    s2.unwrap().shutdown().await;
+    let again = config(dir.path(), "s3", Mode::Join { servers: vec![address], token: spent });
+    let error = Server::start(again).await.err().expect("the token is spent");
+    assert!(format!("{error:#}").contains("used up"), "{error:#}");
+    assert!(!dir.path().join("s3").exists());
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn roles_are_checked_on_every_call() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = init(dir.path()).await;
+    let address = server.rpc_address();
+    let (agent, id) = agent(&server, "n1").await;
+
+    // An agent speaks neither Raft nor for the log.
+    let mut servers = pb::servers_client::ServersClient::new(channel(address, &agent));
+    let messages = tokio_stream::iter([pb::RaftMessage { message: Vec::new() }]);
+    assert_eq!(servers.raft(messages).await.unwrap_err().code(), Code::PermissionDenied);
+    let propose = pb::ProposeRequest { envelope: Vec::new() };
+    let error = servers.propose(propose.clone()).await.unwrap_err();
+    assert_eq!(error.code(), Code::PermissionDenied);
+    assert!(error.message().contains("role agent"), "{}", error.message());
+    let read = servers.read_logs(pb::ReadLogsRequest { range: None }).await.unwrap_err();
+    assert_eq!(read.code(), Code::PermissionDenied);
+
+    // Nobody without a certificate does.
+    let anonymous = identity::anonymous_client_config(&agent.ca).unwrap();
+    let anonymous = identity::channel(address, identity::SERVER_NAME, anonymous).unwrap();
+    let mut servers = pb::servers_client::ServersClient::new(anonymous.clone());
+    assert_eq!(servers.propose(propose.clone()).await.unwrap_err().code(), Code::Unauthenticated);
+    let mut agents = pb::agents_client::AgentsClient::new(anonymous);
+    let nothing = tokio_stream::iter(Vec::<pb::AgentMessage>::new());
+    assert_eq!(agents.session(nothing).await.unwrap_err().code(), Code::Unauthenticated);
+
+    // A certificate of another CA gets no connection.
+    let foreign = identity::CertificateAuthority::create().unwrap();
+    let key = identity::KeyAndRequest::generate().unwrap();
+    let subject = identity::Subject::Server(model::ServerId(1));
+    let leaf = foreign.sign(&key.request_pem, subject, identity::VALIDITY_DEFAULT).unwrap();
+    let mut posing = identity::Credentials::from_pem(&foreign.certificate_pem(), &leaf, &key.key_pem).unwrap();
+    posing.ca = agent.ca.clone();
+    let mut servers = pb::servers_client::ServersClient::new(channel(address, &posing));
+    let error = servers.propose(propose).await.unwrap_err();
+    assert!(matches!(error.code(), Code::Unavailable | Code::Unknown), "{error:?}");
+
+    // An agent speaks for its own node only, and no token gives it the id of a node that is there.
+    let other = NodeId::from_random(1);
+    let mut session = FakeAgent::open(address, &agent, node(other, "n1", 1)).await.unwrap();
+    let refused = session.next().await.unwrap();
+    assert!(matches!(&refused, ServerMessage::Refused { reason } if reason.contains("its own node")), "{refused:?}");
+    let mut session = FakeAgent::open(address, &agent, node(id, "n1", 1)).await.unwrap();
+    assert!(matches!(session.next().await, Some(ServerMessage::Welcome { .. })));
+    let thief = enrol(address, &token(&server, Role::Agent).await, "n9", Some(id)).await.err().unwrap();
+    assert_eq!(thief.code(), Code::AlreadyExists);
+
+    // A second start of the agent needs a newer epoch, and takes the place of the first.
+    let mut stale = FakeAgent::open(address, &agent, node(id, "n1", 1)).await.unwrap();
+    assert!(matches!(stale.next().await, Some(ServerMessage::Refused { .. })));
+    let mut newer = FakeAgent::open(address, &agent, node(id, "n1", 2)).await.unwrap();
+    assert!(matches!(newer.next().await, Some(ServerMessage::Welcome { .. })));
+    assert!(session.expect_end().await);
+    assert_eq!(node_status(&server, id).await, "ready");
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_server_goes_on_with_what_it_had_and_refuses_what_it_cannot_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = init(dir.path()).await;
+    register(&server).await;
+    let (rpc, http) = (server.rpc_address(), server.http_address());
+
+    let refused = |config| async {
+        let error = Server::start(config).await.err().expect("the start should be refused");
+        format!("{error:#}")
+    };
+    let mut taken = config(dir.path(), "s2", Mode::init());
+    taken.rpc_bind = rpc;
+    let error = refused(taken).await;
+    assert!(error.contains("rpc_bind") && !dir.path().join("s2").exists(), "{error}");
+    server.shutdown().await;
+
+    let error = refused(config(dir.path(), "s1", Mode::init())).await;
+    assert!(error.contains("data_dir") && error.contains("s1"), "{error}");
+    let error = refused(config(dir.path(), "s2", Mode::Resume)).await;
+    assert!(error.contains("data_dir") && error.contains("meshctl server init"), "{error}");
+    let mut open = config(dir.path(), "s2", Mode::init());
+    open.http_bind = Some("0.0.0.0:0".parse().unwrap());
+    let error = refused(open).await;
+    assert!(error.contains("http_bind") && error.contains("TLS for HTTP is not built yet"), "{error}");
+    let mut lost = config(dir.path(), "s2", Mode::init());
+    lost.rpc_bind = "0.0.0.0:0".parse().unwrap();
+    assert!(refused(lost).await.contains("rpc_advertise"));
+    let garbled = Mode::Join { servers: vec![rpc], token: "mesh1.%%%".to_owned() };
+    assert!(refused(config(dir.path(), "s2", garbled)).await.contains("token"));
+
+    let mut resume = config(dir.path(), "s1", Mode::Resume);
+    (resume.rpc_bind, resume.http_bind) = (rpc, http);
+    let server = Server::start(resume.clone()).await.unwrap();
+    assert_eq!(get(&server, "/v1/job/web").await.json()["ID"], "web");
+    token(&server, Role::Agent).await;
+    server.shutdown().await;
+
+    std::fs::write(dir.path().join("s1/format"), "meshctl server 9").unwrap();
+    let error = refused(resume).await;
+    assert!(error.contains("meshctl server 9"), "{error}");
+}
+
+#[tokio::test]
+async fn http_keeps_nomads_manners() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = init(dir.path()).await;
+    let check = |reply: support::Reply, status: u16, text: &str| {
+        assert_eq!(reply.status, status, "{}", reply.body);
+        assert!(reply.body.contains(text), "{}", reply.body);
+        assert!(reply.header("content-type").unwrap().starts_with("text/plain"));
+    };
+    check(get(&server, "/v1/nonsense").await, 404, "no such route");
+    check(get(&server, "/v1/deployments").await, 501, "not built yet");
+    check(put(&server, "/v1/job/web/plan", &json!({})).await, 501, "not built yet");
+    check(get(&server, "/v1/job/web").await, 404, "job not found");
+    check(get(&server, "/v1/allocation/00000000-0000-0000-0000-000000000000").await, 404, "alloc not found");
+    check(put(&server, "/v1/jobs", &json!({})).await, 400, "Job must be specified");
+    check(
+        put(&server, "/v1/jobs", &json!({ "Job": { "ID": "x", "Periodic": { "Spec": "* * * * *" } } })).await,
+        400,
+        "Periodic",
+    );
+    check(request(&server, "PUT", "/v1/jobs", "{", "127.0.0.1").await, 400, "JSON");
+    check(request(&server, "PATCH", "/v1/jobs", "", "127.0.0.1").await, 405, "Invalid method");
+    check(request(&server, "GET", "/v1/jobs", "", "evil.example").await, 403, "localhost");
+    check(put(&server, "/v1/mesh/tokens", &json!({ "Role": "king" })).await, 400, "neither server nor agent");
+    check(put(&server, "/v1/jobs/parse", &json!({ "JobHCL": "job \"x\" {" })).await, 400, "job:");
+    assert_eq!(request(&server, "PUT", "/v1/jobs", &"x".repeat(2 << 20), "127.0.0.1").await.status, 413);
+
+    let empty = get(&server, "/v1/jobs?pretty").await;
+    assert_eq!(empty.json(), json!([]));
+    assert_eq!(empty.header("x-nomad-index"), Some("1"));
+    assert_eq!(empty.header("x-nomad-knownleader"), Some("true"));
+    assert_eq!(empty.header("x-nomad-lastcontact"), Some("0"));
+    let leader = get(&server, "/v1/status/leader").await.json();
+    assert_eq!(leader, json!(server.rpc_address().to_string()));
+    assert_eq!(get(&server, "/v1/agent/members").await.json()["Members"][0]["Status"], "alive");
+
+    // A blocking query returns at the change, and not before.
+    let (listed, ()) = tokio::join!(get(&server, "/v1/jobs?index=1&wait=10s"), async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        register(&server).await;
+    });
+    assert_eq!(listed.json()[0]["ID"], "web");
+    let index: u64 = listed.header("x-nomad-index").unwrap().parse().unwrap();
+    let started = tokio::time::Instant::now();
+    get(&server, &format!("/v1/jobs?index={}&wait=300ms", index + 1000)).await.json();
+    assert!(started.elapsed() >= Duration::from_millis(300));
+    assert_eq!(get(&server, "/v1/jobs?prefix=nope").await.json(), json!([]));
+    let stale_index = json!({ "Job": { "ID": "web" }, "EnforceIndex": true, "JobModifyIndex": 1 });
+    assert!(matches!(put(&server, "/v1/jobs", &stale_index).await.status, 400 | 409));
+
+    let stopped = request(&server, "DELETE", "/v1/job/web?purge=true", "", "localhost").await.json();
+    assert!(stopped["EvalID"].is_string());
+    eventually("the purged job is gone", || async { (get(&server, "/v1/job/web").await.status == 404).then_some(()) })
+        .await;
+    server.shutdown().await;
+}
