@@ -9,6 +9,7 @@
 //! Reading is strict: a missing required field, an unknown enum value or a number out of range is a [`ConvertError`] with
 //! the path to it, never a default. Generated types stop here and at the gRPC handlers.
 
+#[expect(clippy::allow_attributes, clippy::allow_attributes_without_reason, reason = "the generator writes them")]
 pub mod pb {
     //! Generated from `proto/`.
     tonic::include_proto!("meshctl.v1");
