@@ -132,12 +132,9 @@ fn of_contact(error: FirstContactError) -> Failure {
 fn of_status(server: SocketAddr, status: &tonic::Status) -> Failure {
     let reason = status.message().to_owned();
     match status.code() {
-        Code::PermissionDenied
-        | Code::Unauthenticated
-        | Code::InvalidArgument
-        | Code::AlreadyExists
-        | Code::FailedPrecondition
-        | Code::NotFound => Failure::Final(EnrolError::Refused { server, reason }),
+        Code::PermissionDenied | Code::Unauthenticated | Code::InvalidArgument | Code::AlreadyExists => {
+            Failure::Final(EnrolError::Refused { server, reason })
+        }
         code => Failure::Passing(format!("{server}: {code:?} {reason}")),
     }
 }

@@ -9,8 +9,8 @@ use std::path::Path;
 /// What the node keeps for itself, so that tasks never starve the agent and the system.
 const KEPT_MEMORY_MB: u64 = 128;
 
-/// The node as Hello describes it. Blocks, status and indices are the catalog's to fill.
-pub fn node(config: &AgentConfig, id: NodeId, epoch: Epoch, drivers: BTreeMap<String, DriverStatus>) -> Node {
+/// The node as Hello describes it. The session numbers its epochs; blocks, status and indices are the catalog's to fill.
+pub fn node(config: &AgentConfig, id: NodeId, drivers: BTreeMap<String, DriverStatus>) -> Node {
     let mut attributes = system_attributes();
     attributes.extend(driver_attributes(&drivers));
     attributes.insert("unique.hostname".to_owned(), hostname());
@@ -28,7 +28,7 @@ pub fn node(config: &AgentConfig, id: NodeId, epoch: Epoch, drivers: BTreeMap<St
         drivers,
         status: NodeStatus::Initializing,
         eligibility: Eligibility::Eligible,
-        epoch,
+        epoch: Epoch(0),
         blocks: Vec::new(),
         version: model::VERSION.to_owned(),
         status_changed_at: Timestamp::NEVER,
@@ -149,7 +149,7 @@ pub mod tests {
     pub fn node() -> Node {
         let mut config = AgentConfig::for_address([10, 77, 0, 11].into());
         config.name = "n1".to_owned();
-        let mut node = super::node(&config, NodeId::from_random(1), Epoch(1), BTreeMap::new());
+        let mut node = super::node(&config, NodeId::from_random(1), BTreeMap::new());
         node.attributes.insert("cpu.arch".to_owned(), "x86_64".to_owned());
         node
     }

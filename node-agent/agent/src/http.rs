@@ -85,7 +85,6 @@ async fn own(State(agent): State<AgentHandle>) -> Response {
         },
         "stats": { "client": {
             "node_id": node.id.to_string(),
-            "epoch": node.epoch.0.to_string(),
             "known_servers": servers.join(","),
             "connected_to": link.connected_to.map(|server| server.to_string()).unwrap_or_default(),
             "running_allocations": running.to_string(),

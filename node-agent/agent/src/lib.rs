@@ -39,7 +39,7 @@ use datadir::DataDir;
 use datapath::DataPath;
 use drivers::{Driver, Exec, Launcher, RawExec};
 use entropy::{Jitter, entropy};
-use model::{Epoch, Node, NodeId};
+use model::{Node, NodeId};
 use net::{NetConfig, NetStack};
 use session::{LinkStatus, Refused, Session};
 use std::collections::BTreeMap;
@@ -95,12 +95,11 @@ impl Agent {
         let random = entropy().context("the kernel gives no random bytes")?;
         let id = store.node_id(random)?;
         let credentials = enrol::enrol(&config, &data, id).await?;
-        let epoch = store.next_epoch()?;
-        let node = describe(&config, id, epoch);
+        let node = describe(&config, id);
         let data_path: Arc<dyn DataPath> = Arc::new(NetStack::start(net_config(&config, id)).await?);
         let jitter = Jitter::seeded((random >> 64) as u64);
-        tracing::info!(node = %id, name = node.name, %epoch, "agent starts");
-        let allocs = Allocs::start(shell(&config, &node, &data, &data_path, &jitter), store).await?;
+        tracing::info!(node = %id, name = node.name, "agent starts");
+        let allocs = Allocs::start(shell(&config, &node, &data, &data_path, &jitter), store.clone()).await?;
         let (status, link) = watch::channel(LinkStatus { servers: config.servers.clone(), ..LinkStatus::default() });
         let handle = AgentHandle {
             node: Arc::new(node.clone()),
@@ -113,6 +112,7 @@ impl Agent {
             node,
             credentials,
             servers: config.servers.clone(),
+            store,
             allocs,
             data_path,
             logs: logs::LogReader::new(data),
@@ -181,8 +181,8 @@ fn drivers_of(config: &AgentConfig) -> Vec<Box<dyn Driver>> {
     vec![Box::new(Exec), Box::new(RawExec { enabled: config.raw_exec })]
 }
 
-fn describe(config: &AgentConfig, id: NodeId, epoch: Epoch) -> Node {
+fn describe(config: &AgentConfig, id: NodeId) -> Node {
     let drivers = drivers_of(config);
     let found: BTreeMap<_, _> = drivers.iter().map(|driver| (driver.name().to_owned(), driver.fingerprint())).collect();
-    fingerprint::node(config, id, epoch, found)
+    fingerprint::node(config, id, found)
 }

@@ -14,6 +14,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+const AGENT_ENDS_WITHIN: Duration = Duration::from_secs(3);
+const POLL: Duration = Duration::from_millis(50);
 
 #[derive(Debug, thiserror::Error)]
 pub enum PurgeError {
@@ -29,21 +33,31 @@ pub enum PurgeError {
 /// before worked.
 pub async fn purge(config: &AgentConfig) -> Result<(), PurgeError> {
     let data = DataDir::inspect(&config.data_dir)?;
-    if data.state_file().exists()
-        && let Err(error @ StoreError::InUse { .. }) = Store::open(&data.state_file())
-    {
-        return Err(PurgeError::InUse(error));
-    }
+    await_end_of_agent(&data).await?;
     let mut left = end_tasks(&data).await;
-    if let Some(id) = node_id(&data)
-        && let Err(error) = crate::net::purge(id, &config.pin_root).await
-    {
-        left.push(format!("the network of node {id} ({})", report(&error)));
+    if let Some(id) = node_id(&data) {
+        let network = crate::net::purge(id, &config.pin_root).await;
+        left.extend(network.err().map(|error| format!("the network of node {id} ({})", report(&error))));
+        let cgroups = drivers::cgroup::remove_node(&id.short());
+        left.extend(cgroups.err().map(|error| format!("cgroups of node {id} ({})", report(&error))));
     }
     if left.is_empty() {
         left.extend(forget(&data).err().map(|error| format!("files in {} ({error})", data.root().display())));
     }
     if left.is_empty() { Ok(()) } else { Err(PurgeError::Left(left)) }
+}
+
+/// An agent that was dropped or killed just now may hold the state a moment longer.
+async fn await_end_of_agent(data: &DataDir) -> Result<(), PurgeError> {
+    let until = Instant::now() + AGENT_ENDS_WITHIN;
+    while data.state_file().exists() {
+        match Store::open(&data.state_file()) {
+            Err(StoreError::InUse { .. }) if Instant::now() < until => sleep(POLL).await,
+            Err(error @ StoreError::InUse { .. }) => return Err(PurgeError::InUse(error)),
+            _ => break,
+        }
+    }
+    Ok(())
 }
 
 /// Kills every task of the data directory and clears its supervisor and cgroup away; returns what could not be.

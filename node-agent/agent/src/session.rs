@@ -7,8 +7,9 @@ use crate::allocs::{Allocs, Reports, report};
 use crate::datapath::DataPath;
 use crate::entropy::Jitter;
 use crate::logs::LogReader;
+use crate::store::Store;
 use identity::{Credentials, SERVER_NAME};
-use model::{AllocId, AllocUpdate, Generation, Node, RoutingSnapshot};
+use model::{AllocId, AllocUpdate, Epoch, Generation, Node, RoutingSnapshot};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -42,6 +43,8 @@ pub struct Session {
     pub node: Node,
     pub credentials: Credentials,
     pub servers: Vec<SocketAddr>,
+    /// Numbers the sessions: the servers refuse what comes late out of an older one.
+    pub store: Store,
     pub allocs: Allocs,
     pub data_path: Arc<dyn DataPath>,
     pub logs: LogReader,
@@ -134,10 +137,11 @@ impl Session {
         let tls = self.credentials.client_config().map_err(|error| report(&error))?;
         let channel = identity::channel(server, SERVER_NAME, tls).map_err(|error| report(&error))?;
         let (outbound, queue) = mpsc::channel(64);
+        let node = Node { epoch: self.next_epoch().await?, ..self.node.clone() };
         let hello = Hello {
             version: model::VERSION.to_owned(),
             feature_level: model::FEATURE_LEVEL,
-            node: self.node.clone(),
+            node,
             allocs: reports.values().map(|update| (**update).clone()).collect(),
         };
         let hello = AgentMessage::Hello(Box::new(hello));
@@ -147,6 +151,12 @@ impl Session {
             .max_encoding_message_size(identity::RPC_MESSAGE_BYTES_MAX);
         let reply = client.session(ReceiverStream::new(queue)).await.map_err(|status| report(&status))?;
         Ok((reply.into_inner(), outbound))
+    }
+
+    async fn next_epoch(&self) -> Result<Epoch, String> {
+        let store = self.store.clone();
+        let epoch = tokio::task::spawn_blocking(move || store.next_epoch()).await.map_err(|error| error.to_string())?;
+        epoch.map_err(|error| report(&error))
     }
 
     /// Returns why it ended.

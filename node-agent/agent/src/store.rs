@@ -80,7 +80,7 @@ impl Store {
         Ok(self.meta("node_id")?.map(id).transpose()?.map(NodeId))
     }
 
-    /// Counts this start of the agent, durably, before anyone is told of it.
+    /// Counts a session of this node, durably, before any server is told of it.
     pub fn next_epoch(&self) -> Result<Epoch, StoreError> {
         let last = match self.meta("epoch")? {
             Some(bytes) => u64::from_le_bytes(bytes.try_into().map_err(|_| self.damaged("the epoch is not 8 bytes"))?),

@@ -15,8 +15,8 @@ use agent::{AgentConfig, fingerprint};
 use drivers::{Directories, Launcher, Phase, RawExec, TaskHandle};
 use futures::future::BoxFuture;
 use model::{
-    AllocId, AllocUpdate, AllocatedPort, Allocation, ClientStatus, DesiredStatus, Epoch, ExecConfig, Generation,
-    Health, NodeId, RestartMode, RestartPolicy, RoutingSnapshot, TaskDriver,
+    AllocId, AllocUpdate, AllocatedPort, Allocation, ClientStatus, DesiredStatus, ExecConfig, Generation, Health,
+    NodeId, RestartMode, RestartPolicy, RoutingSnapshot, TaskDriver,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -99,7 +99,7 @@ impl Bench {
             config.data_dir = self.data.root().to_owned();
             let store = Store::open(&self.data.state_file()).unwrap();
             let shell = Shell {
-                node: fingerprint::node(&config, NodeId::from_random(self.seed()), Epoch(1), Default::default()),
+                node: fingerprint::node(&config, NodeId::from_random(self.seed()), Default::default()),
                 data: self.data.clone(),
                 launcher: Launcher::current(),
                 drivers: vec![Box::new(RawExec { enabled: true })],
@@ -145,6 +145,7 @@ impl Drop for Bench {
             for left in agent::end_tasks(&self.data).await {
                 eprintln!("left behind in {}: {left}", self.dir.path().display());
             }
+            drivers::cgroup::remove_node(&NodeId::from_random(self.seed()).short()).unwrap();
         });
     }
 }

@@ -273,9 +273,11 @@ impl Machine {
 
     fn on_adopted(&mut self, task: &str, started_at: Timestamp) -> Vec<Action> {
         if let Some(run) = self.tasks.get_mut(task) {
+            if run.live != Live::Unseen {
+                run.state.phase = TaskPhase::Running;
+                run.state.started_at = started_at;
+            }
             run.live = Live::Running;
-            run.state.phase = TaskPhase::Running;
-            run.state.started_at = started_at;
         }
         Vec::new()
     }

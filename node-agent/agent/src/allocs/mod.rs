@@ -28,6 +28,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 /// Directories of ended allocations that are kept for their logs, newest first.
 const ENDED_KEPT_MAX: usize = 50;
@@ -57,6 +58,8 @@ pub type Reports = Arc<BTreeMap<AllocId, Arc<AllocUpdate>>>;
 pub struct Allocs {
     pushes: mpsc::Sender<Push>,
     reports: watch::Receiver<Reports>,
+    /// Manager and runners end with the last clone of this.
+    _work: Arc<JoinSet<()>>,
 }
 
 struct Push {
@@ -81,10 +84,12 @@ impl Allocs {
             pushes,
             reports_from,
             reports_to,
+            runners: JoinSet::new(),
         };
         manager.take_over(kept).await;
-        tokio::spawn(manager.run());
-        Ok(Self { pushes: pushes_to, reports })
+        let mut work = JoinSet::new();
+        work.spawn(manager.run());
+        Ok(Self { pushes: pushes_to, reports, _work: Arc::new(work) })
     }
 
     /// All allocations of the node as the servers see them at `generation`; older generations are refused.
@@ -115,6 +120,7 @@ struct Manager {
     pushes: mpsc::Receiver<Push>,
     reports_from: mpsc::Receiver<AllocUpdate>,
     reports_to: mpsc::Sender<AllocUpdate>,
+    runners: JoinSet<()>,
 }
 
 impl Manager {
@@ -123,6 +129,7 @@ impl Manager {
         loop {
             tokio::select! {
                 Some(push) = self.pushes.recv() => self.on_push(push).await,
+                Some(_) = self.runners.join_next() => continue,
                 count = self.reports_from.recv_many(&mut batch, 64) => match count {
                     0 => return,
                     _ => self.on_reports(std::mem::take(&mut batch)).await,
@@ -138,7 +145,7 @@ impl Manager {
             let ended = kept.reported.as_ref().is_some_and(|report| report.client.is_terminal());
             let machine = self.machine(&kept);
             let report = Arc::new(machine.report());
-            let runner = (!ended).then(|| runner::spawn(Arc::clone(&self.shell), machine, self.reports_to.clone()));
+            let runner = (!ended).then(|| self.run_machine(machine));
             let held = Held { told: kept.told, ended };
             self.entries.insert(id, Entry { held, report, runner, unlisted: false });
         }
@@ -148,6 +155,12 @@ impl Manager {
             tracing::warn!(error, "networks of ended allocations could not be removed");
         }
         self.clear_directories().await;
+    }
+
+    fn run_machine(&mut self, machine: Machine) -> mpsc::UnboundedSender<Allocation> {
+        let (life, told) = runner::new(Arc::clone(&self.shell), machine, self.reports_to.clone());
+        self.runners.spawn(life);
+        told
     }
 
     fn machine(&self, kept: &KeptAlloc) -> Machine {
@@ -188,7 +201,7 @@ impl Manager {
         }
         let machine = Machine::new(alloc.clone(), self.shell.node.address, self.shell.drain_grace, now());
         let report = Arc::new(machine.report());
-        let runner = runner::spawn(Arc::clone(&self.shell), machine, self.reports_to.clone());
+        let runner = self.run_machine(machine);
         let held = Held { told: alloc.clone(), ended: false };
         self.entries.insert(alloc.id, Entry { held, report, runner: Some(runner), unlisted: false });
     }

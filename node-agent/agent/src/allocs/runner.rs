@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 
 /// The network of a new allocation may have to wait for the first routing push, which brings the node its address block.
@@ -33,12 +33,13 @@ pub fn now() -> Timestamp {
     Timestamp(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }
 
-/// Returns where to send what the servers say of the allocation from now on.
-pub fn spawn(
+/// The allocation's life, and where to send what the servers say of it from now on. Dropping the life lets go of everything
+/// without touching it.
+pub fn new(
     shell: Arc<Shell>,
     machine: Machine,
     reports: mpsc::Sender<AllocUpdate>,
-) -> mpsc::UnboundedSender<Allocation> {
+) -> (impl Future<Output = ()> + Send + 'static, mpsc::UnboundedSender<Allocation>) {
     let (told_to, told) = mpsc::unbounded_channel();
     let (outbox, inbox) = mpsc::channel(64);
     let (check_results_to, check_results) = mpsc::channel(64);
@@ -49,6 +50,7 @@ pub fn spawn(
         jitter,
         place: Place::default(),
         set_up: None,
+        work: JoinSet::new(),
         handles: BTreeMap::new(),
         checks: BTreeMap::new(),
         check_runs: 0,
@@ -60,8 +62,7 @@ pub fn spawn(
         check_results,
         check_results_to,
     };
-    tokio::spawn(runner.run());
-    told_to
+    (runner.run(), told_to)
 }
 
 enum Note {
@@ -76,7 +77,8 @@ struct Runner {
     machine: Machine,
     jitter: Jitter,
     place: Place,
-    set_up: Option<JoinHandle<()>>,
+    set_up: Option<AbortHandle>,
+    work: JoinSet<()>,
     handles: BTreeMap<String, TaskHandle>,
     checks: BTreeMap<String, RunningCheck>,
     check_runs: u64,
@@ -102,6 +104,7 @@ impl Runner {
             tokio::select! {
                 Some(told) = self.told.recv() => self.apply(Event::Told(Box::new(told))).await,
                 Some(result) = self.check_results.recv() => self.on_check(result).await,
+                Some(_) = self.work.join_next() => {}
                 Some(note) = self.inbox.recv() => match note {
                     Note::Event(event) => self.apply(event).await,
                     Note::SetUp(place) => self.on_set_up(place).await,
@@ -147,7 +150,7 @@ impl Runner {
         }
     }
 
-    fn later(&self, delay: Duration, event: Event) -> Option<Event> {
+    fn later(&mut self, delay: Duration, event: Event) -> Option<Event> {
         self.background(async move {
             sleep(delay).await;
             Note::Event(event)
@@ -155,9 +158,9 @@ impl Runner {
         None
     }
 
-    fn background(&self, work: impl Future<Output = Note> + Send + 'static) -> JoinHandle<()> {
+    fn background(&mut self, work: impl Future<Output = Note> + Send + 'static) -> AbortHandle {
         let outbox = self.outbox.clone();
-        tokio::spawn(async move {
+        self.work.spawn(async move {
             let note = work.await;
             let _ = outbox.send(note).await;
         })
@@ -266,7 +269,7 @@ impl Runner {
         let signal = spec.and_then(|task| task.kill_signal.clone()).unwrap_or_else(|| "SIGINT".to_owned());
         let timeout = spec.map_or(Duration::from_secs(5), |task| task.kill_timeout);
         // How it ended comes from whoever waits for it.
-        tokio::spawn(async move {
+        self.work.spawn(async move {
             if let Err(error) = handle.kill(&signal, timeout).await {
                 tracing::warn!(task, error = %report(&error), "a task could not be signalled");
             }
@@ -275,7 +278,7 @@ impl Runner {
     }
 
     fn tear_down(&mut self) -> Option<Event> {
-        self.set_up.take().iter().for_each(JoinHandle::abort);
+        self.set_up.take().iter().for_each(AbortHandle::abort);
         let (shell, id, linger) = (Arc::clone(&self.shell), self.machine.told().id, self.linger());
         self.background(async move {
             sleep(linger).await;
