@@ -1,5 +1,7 @@
 //! Whole servers in one process: real Raft, real TLS on loopback, agents that only talk.
 
+#![expect(clippy::unwrap_used, reason = "a test fails where it unwraps")]
+
 mod support;
 
 use model::{ClientStatus, NodeId, Role};
