@@ -4,7 +4,7 @@ use crate::client::Endpoint;
 use crate::table::{columns, row, short};
 use anyhow::Result;
 use clap::Args;
-use wire::routes::{RouteReport, RouteService};
+use wire::routes::{FrontendSource, RouteFrontend, RouteReport, RouteService};
 
 #[derive(Args)]
 pub struct Options {
@@ -41,8 +41,13 @@ fn render(report: &RouteReport) -> String {
 }
 
 fn service(service: &RouteService) -> String {
-    let frontend = |frontend: &wire::routes::RouteFrontend| {
-        format!("{}:{}/{} ({})", frontend.address, frontend.port, frontend.proto, frontend.source)
+    let frontend = |frontend: &RouteFrontend| {
+        let source = match frontend.source {
+            FrontendSource::Vip => "vip",
+            FrontendSource::Edge => "edge",
+            FrontendSource::Port => "port",
+        };
+        format!("{}:{}/{} ({source})", frontend.address, frontend.port, frontend.proto)
     };
     let frontends: Vec<String> = service.frontends.iter().map(frontend).collect();
     let mut rows = vec![row(["Alloc", "Node", "Address", "Weight", "State", "Share", "New Flows", "Packets", "Bytes"])];
@@ -63,7 +68,7 @@ fn service(service: &RouteService) -> String {
     format!(
         "{}  VIP {}  {}\n{}{}",
         service.name,
-        service.vip,
+        service.vip.map_or("<none>".to_owned(), |vip| vip.to_string()),
         frontends.join("  "),
         columns(&rows),
         problems.collect::<String>()

@@ -136,8 +136,8 @@ pub struct AgentOptions {
     #[arg(long)]
     uplink: String,
     /// The node's own address [default: the uplink's first IPv4 address]
-    #[arg(long)]
-    address: Option<IpAddr>,
+    #[arg(long, value_name = "IP")]
+    advertise: Option<IpAddr>,
     /// A directory on bpffs for maps and links that outlive the agent
     #[arg(long, default_value = PIN_ROOT)]
     pin_root: PathBuf,
@@ -154,7 +154,7 @@ pub struct AgentOptions {
 
 impl AgentOptions {
     fn config(self) -> Result<AgentConfig> {
-        let address = self.address.map_or_else(|| address_of(&self.uplink), Ok)?;
+        let address = self.advertise.map_or_else(|| address_of(&self.uplink), Ok)?;
         let defaults = AgentConfig::for_address(address);
         Ok(AgentConfig {
             data_dir: self.data_dir,
@@ -185,7 +185,7 @@ fn address_of(interface: &str) -> Result<IpAddr> {
     let own = all.filter(|entry| entry.interface_name == interface);
     let address = own.filter_map(|entry| Some(IpAddr::V4(entry.address?.as_sockaddr_in()?.ip()))).next();
     address.with_context(|| {
-        format!("uplink: {interface} is not an interface with an IPv4 address; `ip addr` lists them, or give -address")
+        format!("uplink: {interface} is not an interface with an IPv4 address; `ip addr` lists them, or give -advertise")
     })
 }
 

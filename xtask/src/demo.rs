@@ -12,7 +12,10 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 const JOB: &str = "examples/demo.nomad.hcl";
+const JOB_NAME: &str = "demo";
+/// Run once more under another name after the leader is gone.
 const SECOND_JOB: &str = "examples/web.nomad.hcl";
+const SECOND_NAME: &str = "hello";
 const INSTANCES: usize = 6;
 const CURLS: usize = 1000;
 const CLIENT: &str = "10.78.0.2";
@@ -94,7 +97,7 @@ impl Demo {
     fn run_job(&self) -> Result<String> {
         let monitored = self.cluster.meshctl(&["job", "run", &path_of(JOB)])?;
         let allocations = wait_for("six running, healthy allocations", PATIENCE, || {
-            let running = self.running("web")?;
+            let running = self.running()?;
             Ok((running.len() == INSTANCES && self.active_backends(0)? == INSTANCES).then_some(running))
         })?;
         let addresses: BTreeSet<&str> = allocations.iter().map(|alloc| alloc.address.as_str()).collect();
@@ -117,11 +120,11 @@ impl Demo {
         let format = "%{http_code} ";
         let words = ["curl", "-s", "-H", "Connection: close", "--max-time", "5", "-w", format, &url];
         let printed = self.cluster.client.run(&words)?;
-        let mut spread: BTreeMap<String, usize> = BTreeMap::new();
-        for answer in printed.split_terminator("200 ") {
-            *spread.entry(answer.trim().to_owned()).or_default() += 1;
+        let ok = printed.split_whitespace().filter(|word| *word == "200").count();
+        let mut spread: BTreeMap<&str, usize> = BTreeMap::new();
+        for alloc in printed.split_whitespace().filter(|word| word.starts_with("alloc=")) {
+            *spread.entry(alloc).or_default() += 1;
         }
-        let ok: usize = spread.values().sum();
         ensure!(
             ok == CURLS && spread.len() == INSTANCES,
             "{ok} of {CURLS} were 200, from {} instances: {spread:?}",
@@ -150,7 +153,7 @@ impl Demo {
 
     fn client_address(&self) -> Result<String> {
         let mut seen = 0;
-        for alloc in self.running("web")? {
+        for alloc in self.running()? {
             let log = self.cluster.meshctl(&["alloc", "logs", "-tail", "-n", "200", &alloc.id])?;
             ensure!(log.contains(CLIENT), "the log of {} does not name {CLIENT}:\n{log}", alloc.id);
             seen += log.lines().filter(|line| line.contains(CLIENT)).count();
@@ -165,13 +168,13 @@ impl Demo {
     }
 
     fn names(&self) -> Result<String> {
-        let alloc = self.running("web")?.into_iter().next().context("no allocation runs")?;
+        let alloc = self.running()?.into_iter().next().context("no allocation runs")?;
         let vip = self.inside(&alloc, &["dig", "+short", "web.cluster"])?;
         let vip_address: Ipv4Addr = vip.trim().parse().with_context(|| format!("web.cluster gave {vip:?}"))?;
         ensure!(vip_address.octets()[..2] == [10, 43], "the VIP {vip_address} is not of the service range");
         let instances = self.inside(&alloc, &["dig", "+short", "web.service.cluster"])?;
         let asked: BTreeSet<String> = instances.split_whitespace().map(str::to_owned).collect();
-        let known: BTreeSet<String> = self.running("web")?.into_iter().map(|alloc| alloc.address).collect();
+        let known: BTreeSet<String> = self.running()?.into_iter().map(|alloc| alloc.address).collect();
         ensure!(asked == known, "web.service.cluster gave {asked:?}, the catalog has {known:?}");
         Ok(format!(
             "web.cluster is {vip_address}; web.service.cluster is {}",
@@ -180,7 +183,7 @@ impl Demo {
     }
 
     fn socket_hook(&self) -> Result<String> {
-        let alloc = self.running("web")?.into_iter().next().context("no allocation runs")?;
+        let alloc = self.running()?.into_iter().next().context("no allocation runs")?;
         let words = [
             "curl",
             "-s",
@@ -194,7 +197,7 @@ impl Demo {
         ];
         let printed = self.inside(&alloc, &words)?;
         let peers: BTreeSet<&str> = printed.split_whitespace().collect();
-        let known: BTreeSet<String> = self.running("web")?.into_iter().map(|alloc| alloc.address).collect();
+        let known: BTreeSet<String> = self.running()?.into_iter().map(|alloc| alloc.address).collect();
         ensure!(peers.iter().all(|peer| known.contains(*peer)), "the sockets' peers are {peers:?}, not instances");
         ensure!(peers.len() == INSTANCES, "60 connections reached {} of six instances", peers.len());
         Ok("60 connections to web.cluster: the sockets' own peers are the six instances, so no packet was rewritten"
@@ -206,8 +209,8 @@ impl Demo {
     }
 
     fn status(&self) -> Result<String> {
-        let alloc = self.running("web")?.into_iter().next().context("no allocation runs")?;
-        let job = self.cluster.meshctl(&["job", "status", "web"])?;
+        let alloc = self.running()?.into_iter().next().context("no allocation runs")?;
+        let job = self.cluster.meshctl(&["job", "status", JOB_NAME])?;
         let status = self.cluster.meshctl(&["alloc", "status", &alloc.id])?;
         ensure!(
             job.contains("running") && status.contains(&alloc.address),
@@ -217,7 +220,7 @@ impl Demo {
     }
 
     fn kill_web_server(&self, load: &Load) -> Result<String> {
-        let alloc = self.running("web")?.into_iter().next().context("no allocation runs")?;
+        let alloc = self.running()?.into_iter().next().context("no allocation runs")?;
         let pid = self.main_pid(&alloc)?;
         load.take();
         netns::sh(&format!("kill -9 {pid}"))?;
@@ -259,12 +262,21 @@ impl Demo {
         self.cluster.servers[leader].process.take().context("the leader does not run")?.kill()?;
         wait_for("a new leader", PATIENCE, || Ok(self.cluster.leader().ok().filter(|new| *new != leader)))?;
         let elected = killed.elapsed();
-        self.cluster.meshctl(&["job", "run", &path_of(SECOND_JOB)])?;
+        self.cluster.meshctl(&["job", "run", &self.second_job()?])?;
         let accepted = killed.elapsed();
-        wait_for("the second job to run", PATIENCE, || Ok((self.running("hello")?.len() == 2).then_some(())))?;
+        wait_for("the second job to run", PATIENCE, || {
+            Ok((self.instance_addresses(SECOND_NAME)?.len() == 2).then_some(()))
+        })?;
         let tally = load.take();
         flawless(tally)
             .map(|said| format!("a new leader after {elected:.1?}, the next job run done after {accepted:.1?}\n{said}"))
+    }
+
+    fn second_job(&self) -> Result<String> {
+        let text = std::fs::read_to_string(path_of(SECOND_JOB))?.replace("\"web\"", &format!("{SECOND_NAME:?}"));
+        let file = self.cluster.lab.dir().join("second.nomad.hcl");
+        std::fs::write(&file, text)?;
+        Ok(file.to_string_lossy().into_owned())
     }
 
     fn keep(&mut self) -> Result<()> {
@@ -290,11 +302,11 @@ impl Demo {
             .with_context(|| format!("{path} is no JSON"))
     }
 
-    fn running(&self, job: &str) -> Result<Vec<Alloc>> {
-        let stubs = self.api(&format!("/v1/job/{job}/allocations"))?;
+    fn running(&self) -> Result<Vec<Alloc>> {
+        let stubs = self.api(&format!("/v1/job/{JOB_NAME}/allocations"))?;
         let stubs = stubs.as_array().context("allocations are not a list")?;
         let running = stubs.iter().filter(|stub| stub["ClientStatus"] == "running" && stub["DesiredStatus"] == "run");
-        let addresses = self.instance_addresses(job)?;
+        let addresses = self.instance_addresses("web")?;
         let alloc = |stub: &Value| {
             let id = stub["ID"].as_str()?.to_owned();
             Some(Alloc { address: addresses.get(&id).cloned().unwrap_or_default(), id })
@@ -345,7 +357,8 @@ impl Demo {
 
     fn main_pid(&self, alloc: &Alloc) -> Result<u32> {
         let pids = netns::pids_with_argument("nginx: master")?;
-        let own = pids.into_iter().find(|pid| netns::environment_has(*pid, &format!("NOMAD_ALLOC_ID={}", alloc.id)));
+        let short = alloc.id.get(..8).unwrap_or_default();
+        let own = pids.into_iter().find(|pid| netns::in_cgroup(*pid, &format!("/{short}/")));
         own.with_context(|| format!("no web server of allocation {}", alloc.id))
     }
 
@@ -355,7 +368,7 @@ impl Demo {
     }
 
     fn task_pids(&self) -> Result<BTreeSet<u32>> {
-        self.running("web")?.iter().map(|alloc| self.main_pid(alloc)).collect()
+        self.running()?.iter().map(|alloc| self.main_pid(alloc)).collect()
     }
 }
 

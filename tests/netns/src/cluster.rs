@@ -144,7 +144,7 @@ impl Cluster {
         let (binary, servers) = (self.binary.to_string_lossy(), servers.join(","));
         let mut words =
             vec![&*binary, "agent", "run", "--data-dir", &data_dir, "--name", &node.name, "--servers", &servers];
-        words.extend(["--address", &node.address, "--uplink", "eth0", "--pin-root", &pin_root]);
+        words.extend(["--advertise", &node.address, "--uplink", "eth0", "--pin-root", &pin_root]);
         words.extend(token.iter().flat_map(|token| ["--token", *token]));
         let agent = self.lab.spawn(&node.machine, &node.name, &words)?;
         self.nodes[index].agent = Some(agent);

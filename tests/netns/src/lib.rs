@@ -72,8 +72,7 @@ pub fn pids_with_argument(text: &str) -> Result<Vec<u32>> {
     Ok(pids.filter(holds).collect())
 }
 
-/// Whether a process was started with this variable (`NAME=value`) in its environment.
-pub fn environment_has(pid: u32, variable: &str) -> bool {
-    let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-    environ.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
+/// Whether a process is in a cgroup whose path holds `text`.
+pub fn in_cgroup(pid: u32, text: &str) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroups| cgroups.contains(text))
 }
