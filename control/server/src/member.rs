@@ -38,6 +38,8 @@ pub(crate) struct Member {
     pub certificate_validity: Duration,
     pub timing: crate::Timing,
     pub authority: OnceLock<CertificateAuthority>,
+    /// Set when this server is to stop.
+    pub stop: watch::Receiver<bool>,
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -27,6 +27,8 @@ use wire::session::LogRange;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Handshakes under way at once; half-open ones beyond it wait in the kernel's queue.
 const HANDSHAKES_MAX: usize = 256;
+/// What calls under way get to end in.
+const GRACE: Duration = Duration::from_secs(1);
 const PING_INTERVAL: Duration = Duration::from_secs(2);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 /// A join request is a token and a CSR.
@@ -36,7 +38,6 @@ const STREAMS_MAX: u32 = 256;
 /// Serves until `stop` is set or dropped.
 pub(crate) async fn serve(member: Arc<Member>, listener: TcpListener, stop: watch::Receiver<bool>) {
     let acceptor = TlsAcceptor::from(Arc::clone(&member.peers.tls().server));
-    let stop_at = until(stop);
     let server = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
@@ -52,11 +53,10 @@ pub(crate) async fn serve(member: Arc<Member>, listener: TcpListener, stop: watc
                 .max_decoding_message_size(RPC_MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(RPC_MESSAGE_BYTES_MAX),
         )
-        .serve_with_incoming(incoming(listener, acceptor));
+        .serve_with_incoming_shutdown(incoming(listener, acceptor), until(stop.clone()));
     tokio::select! {
         ended = server => if let Err(error) = ended { tracing::error!(%error, "the RPC listener failed") },
-        // Not tonic's graceful end: streams of agents and peers would keep it alive for ever.
-        () = stop_at => {}
+        () = async { until(stop).await; tokio::time::sleep(GRACE).await } => {}
     }
 }
 
@@ -139,8 +139,15 @@ impl Servers for Service {
     async fn raft(&self, request: Request<Streaming<pb::RaftMessage>>) -> Result<Response<pb::RaftAck>, Status> {
         require(&request, Role::Server)?;
         let mut messages = request.into_inner();
-        while let Some(message) = messages.message().await? {
-            self.0.raft.step(message.message);
+        let mut stop = std::pin::pin!(until(self.0.stop.clone()));
+        loop {
+            tokio::select! {
+                message = messages.message() => match message? {
+                    Some(message) => self.0.raft.step(message.message),
+                    None => break,
+                },
+                () = &mut stop => break,
+            }
         }
         Ok(Response::new(pb::RaftAck {}))
     }

@@ -114,8 +114,8 @@ impl Server {
         papers: Papers,
         listeners: Listeners,
     ) -> anyhow::Result<Server> {
-        let member = Arc::new(member(config, disk, record, papers)?);
         let (stop, stopped) = watch::channel(false);
+        let member = Arc::new(member(config, disk, record, papers, stopped.clone())?);
         let mut tasks = vec![
             tokio::spawn(rpc::serve(Arc::clone(&member), listeners.rpc, stopped.clone())),
             tokio::spawn(leader::supervise(Arc::clone(&member), stopped.clone())),
@@ -198,7 +198,11 @@ async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
 /// Finds or makes the server's data directory.
 async fn settle(config: &ServerConfig, advertise: SocketAddr) -> anyhow::Result<(Disk, Record)> {
     match &config.mode {
-        Mode::Resume => Ok(Disk::inhabited(&config.data_dir, &config.name)?),
+        Mode::Resume => {
+            let (disk, record) = Disk::inhabited(&config.data_dir, &config.name)?;
+            check_address(&record, advertise)?;
+            Ok((disk, record))
+        }
         Mode::Init { alloc_range, vip_range } => {
             let disk = Disk::vacant(&config.data_dir)?;
             let record = found(config, &disk, advertise, *alloc_range, *vip_range)?;
@@ -211,6 +215,17 @@ async fn settle(config: &ServerConfig, advertise: SocketAddr) -> anyhow::Result<
             disk.settle(&admission.record, &admission.papers, None)?;
             Ok((disk, admission.record))
         }
+    }
+}
+
+fn check_address(record: &Record, advertise: SocketAddr) -> anyhow::Result<()> {
+    let known = record.rpc_advertise;
+    match known == advertise {
+        true => Ok(()),
+        false => bail!(
+            "rpc_advertise: the cluster knows this server at {known}, not at {advertise}; a change of address is not built \
+             yet: start it at {known}, or join with an empty data directory under another name"
+        ),
     }
 }
 
@@ -245,7 +260,13 @@ fn credentials(papers: &Papers) -> anyhow::Result<Credentials> {
     Ok(credentials)
 }
 
-fn member(config: &ServerConfig, disk: &Disk, record: &Record, papers: Papers) -> anyhow::Result<Member> {
+fn member(
+    config: &ServerConfig,
+    disk: &Disk,
+    record: &Record,
+    papers: Papers,
+    stop: watch::Receiver<bool>,
+) -> anyhow::Result<Member> {
     let credentials = credentials(&papers)?;
     check_papers(&credentials, record)?;
     let (machine, catalog) = Machine::new(Arc::new(halt_process) as Halt);
@@ -274,6 +295,7 @@ fn member(config: &ServerConfig, disk: &Disk, record: &Record, papers: Papers) -
         certificate_validity: config.certificate_validity,
         timing: config.timing,
         authority: OnceLock::new(),
+        stop,
     })
 }
 

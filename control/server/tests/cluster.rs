@@ -294,6 +294,8 @@ async fn a_server_goes_on_with_what_it_had_and_refuses_what_it_cannot_use() {
     let garbled = Mode::Join { servers: vec![rpc], token: "mesh1.%%%".to_owned() };
     assert!(refused(config(dir.path(), "s2", garbled)).await.contains("token"));
 
+    let error = refused(config(dir.path(), "s1", Mode::Resume)).await;
+    assert!(error.contains("rpc_advertise") && error.contains(&rpc.to_string()), "{error}");
     let mut resume = config(dir.path(), "s1", Mode::Resume);
     (resume.rpc_bind, resume.http_bind) = (rpc, http);
     let server = Server::start(resume.clone()).await.unwrap();
