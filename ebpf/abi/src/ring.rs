@@ -79,6 +79,6 @@ impl RingHead {
     /// The index into `ring_slots` for a flow's hash. Meaningless when [`Self::size`] is zero.
     #[inline(always)]
     pub const fn slot(self, hash: u32) -> u32 {
-        self.base().wrapping_add((hash as u64 * self.size() as u64 >> 32) as u32)
+        self.base().wrapping_add(((hash as u64 * self.size() as u64) >> 32) as u32)
     }
 }

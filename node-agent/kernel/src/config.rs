@@ -81,7 +81,7 @@ fn check_interface(name: &str) -> Result<(), PreflightError> {
 
 /// Whether the path, or the nearest parent that exists, lies on a filesystem of this kind.
 fn on_filesystem(path: &Path, magic: i64) -> bool {
-    path.ancestors().find_map(|dir| statfs(dir).ok()).is_some_and(|fs| i64::from(fs.filesystem_type().0) == magic)
+    path.ancestors().find_map(|dir| statfs(dir).ok()).is_some_and(|fs| fs.filesystem_type().0 == magic)
 }
 
 #[cfg(test)]

@@ -75,9 +75,10 @@ impl Datapath {
         let mut datapath = Self { object, maps, pins, mode: UplinkMode::Absent, adopted };
         datapath.attach_connect(&config.cgroup_root)?;
         datapath.reattach_veths()?;
-        if let Some(uplink) = &config.uplink {
-            datapath.mode = datapath.attach_uplink(uplink)?;
-        }
+        datapath.mode = match &config.uplink {
+            Some(uplink) => datapath.attach_uplink(uplink)?,
+            None => datapath.detach_uplink()?,
+        };
         datapath.pins.remove_other_layouts()?;
         Ok(datapath)
     }
@@ -196,6 +197,14 @@ impl Datapath {
             pins::replace_at(&self.pins.veth(ifindex), ifindex, fd)?;
         }
         Ok(())
+    }
+
+    // An agent before this one may have had an uplink.
+    fn detach_uplink(&mut self) -> Result<UplinkMode, KernelError> {
+        for mode in [UplinkMode::Native, UplinkMode::Generic { reason: String::new() }] {
+            pins::remove(&self.pins.link(mode.pin()))?;
+        }
+        Ok(UplinkMode::Absent)
     }
 
     fn attach_uplink(&mut self, interface: &str) -> Result<UplinkMode, KernelError> {

@@ -5,6 +5,8 @@
 //!                                                   └── n2 .12 ── a2 10.64.0.66
 //! ```
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 mod common;
 
 use std::{
@@ -123,8 +125,7 @@ impl Lab {
         let number = |node: &str| if node == "n1" { (11, 0, "a1") } else { (12, 64, "a2") };
         let ((host, block, alloc), (peer_host, peer_block, _)) = (number(own), number(peer));
         let index = |interface: &'static str| within(self.ns(own), move || if_nametoindex(interface).unwrap());
-        let mut image = MapImage::default();
-        image.uplink = Uplink {
+        let uplink = Uplink {
             addr: addr([10, 77, 0, host]),
             mesh: addr([10, 64, 0, block + 1]),
             ifindex: index("eth0"),
@@ -132,6 +133,7 @@ impl Lab {
             mac: self.mac(own, "eth0"),
             mtu: MTU,
         };
+        let mut image = MapImage { uplink, ..MapImage::default() };
         let peer_node = Node { addr: addr([10, 77, 0, peer_host]), dmac: self.mac(peer, "eth0"), flags: 0 };
         image.nodes.insert(1, peer_node);
         image.node_by_addr.insert(peer_node.addr, 1);
@@ -209,7 +211,7 @@ fn exchange(mut stream: TcpStream, megabytes: usize) -> std::io::Result<(SocketA
     let own = stream.local_addr()?;
     let mut writer = stream.try_clone()?;
     let sender = thread::spawn(move || {
-        let data: Vec<u8> = (0..1_048_576_u32).map(|i| (i * 31 >> 3) as u8).collect();
+        let data: Vec<u8> = (0..1_048_576_u32).map(|i| ((i * 31) >> 3) as u8).collect();
         for _ in 0..megabytes {
             writer.write_all(&data).unwrap();
         }
@@ -220,7 +222,7 @@ fn exchange(mut stream: TcpStream, megabytes: usize) -> std::io::Result<(SocketA
     sender.join().unwrap();
     let line = all.iter().position(|b| *b == b'\n').expect("a line with the peer's address");
     assert_eq!(all.len() - line - 1, megabytes * 1_048_576, "everything came back");
-    let right = all[line + 1..].iter().enumerate().all(|(i, b)| *b == ((i as u32 % 1_048_576) * 31 >> 3) as u8);
+    let right = all[line + 1..].iter().enumerate().all(|(i, b)| *b == (((i as u32 % 1_048_576) * 31) >> 3) as u8);
     assert!(right, "nothing was damaged");
     Ok((String::from_utf8_lossy(&all[..line]).parse().unwrap(), own))
 }

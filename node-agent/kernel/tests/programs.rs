@@ -1,5 +1,7 @@
 //! The loaded programs on single frames, by BPF_PROG_TEST_RUN.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 mod common;
 
 use abi::{BACKEND_DOWN, Endpoint, Reason};
@@ -329,9 +331,11 @@ fn hostile_frames_neither_crash_nor_abort() {
             let at = random() as usize % frame.len();
             frame[at] = random() as u8;
         }
-        // The kernel runs no program on a frame without a payload.
-        frame.truncate(15 + random() as usize % (frame.len() - 14));
+        frame.truncate(14 + random() as usize % (frame.len() - 13));
         assert_ne!(datapath.trace(&frame).unwrap().action, TraceAction::Aborted, "{frame:?}");
+        if frame.len() < 54 {
+            continue; // the kernel makes no packet for TC of a frame this short
+        }
         let (verdict, _) = datapath.trace_reply(&frame).unwrap();
         assert!([TC_NEXT, TC_REDIRECT, 2].contains(&verdict), "{verdict} {frame:?}");
     }

@@ -76,7 +76,7 @@ pub fn backend(a: [u8; 4], port: u16, node: u32) -> Backend {
 
 pub fn ring_of(base: u32, generation: u32, ids: &[u32]) -> Ring {
     if ids.is_empty() {
-        return Ring { head: RingHead::EMPTY, slots: Arc::from([]) };
+        return Ring { head: RingHead::new(0, 0, generation), slots: Arc::from([]) };
     }
     let slots: Vec<u32> = (0..251).map(|i| ids[i % ids.len()]).collect();
     Ring { head: RingHead::new(base, 1, generation), slots: slots.into() }
@@ -84,8 +84,7 @@ pub fn ring_of(base: u32, generation: u32, ids: &[u32]) -> Ring {
 
 /// One node, its peer, and services to fill in.
 pub fn image() -> MapImage {
-    let mut image = MapImage::default();
-    image.uplink = Uplink {
+    let uplink = Uplink {
         addr: addr(NODE),
         mesh: addr([10, 64, 0, 1]),
         ifindex: 1,
@@ -93,6 +92,7 @@ pub fn image() -> MapImage {
         mac: [2, 0, 0, 0, 0, 11],
         mtu: 1500,
     };
+    let mut image = MapImage { uplink, ..MapImage::default() };
     image.nodes.insert(1, Node { addr: addr(PEER), dmac: [2, 0, 0, 0, 0, 12], flags: 0 });
     image.node_by_addr.insert(addr(PEER), 1);
     image.blocks.insert(addr([10, 64, 0, 0]), 0);
