@@ -146,7 +146,7 @@ impl Network {
         find_link(&self.handle, name).await
     }
 
-    async fn remove_link(&self, name: &str) -> Result<(), Error> {
+    pub(crate) async fn remove_link(&self, name: &str) -> Result<(), Error> {
         let Some(link) = self.find_link(name).await? else { return Ok(()) };
         match self.handle.link().del(link.header.index).execute().await {
             Err(error) if !is_errno(&error, Errno::ENODEV) => Err(Error::netlink(format!("remove {name}"))(error)),

@@ -12,6 +12,7 @@
 
 mod attach;
 mod error;
+mod mesh_link;
 mod neighbours;
 mod node;
 mod ns;
@@ -20,9 +21,11 @@ mod tests;
 
 pub use attach::{Attached, Attachment, Leftover};
 pub use error::Error;
+pub use mesh_link::MeshLink;
 pub use neighbours::{NeighbourWatch, NextHop};
 pub use node::Uplink;
 
+use error::unless_exists;
 use model::{AllocId, NodeId};
 use rtnetlink::Handle;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};

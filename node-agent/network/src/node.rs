@@ -4,7 +4,7 @@ use crate::attach::v4;
 use crate::error::{Error, unless_exists};
 use crate::{Mac, Network, link_mac, link_mtu};
 use futures::TryStreamExt;
-use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::{Handle, LinkUnspec};
 use std::fs;
 use std::net::IpAddr;
@@ -31,19 +31,26 @@ impl Network {
     pub async fn add_mesh_address(&self, address: IpAddr) -> Result<(), Error> {
         v4(address)?;
         set_loopback_up(&self.handle).await?;
-        let added = self.handle.address().add(LOOPBACK, address, 32).execute().await;
-        unless_exists(added).map_err(Error::netlink(format!("give lo the mesh address {address}")))
+        let mut add = self.handle.address().add(LOOPBACK, address, 32);
+        add.message_mut().attributes.push(AddressAttribute::Label(self.mesh_label()));
+        unless_exists(add.execute().await).map_err(Error::netlink(format!("give lo the mesh address {address}")))
     }
 
-    /// Takes an address from `lo`; one that is not there is fine.
-    pub async fn remove_mesh_address(&self, address: IpAddr) -> Result<(), Error> {
-        let mut addresses =
-            self.handle.address().get().set_link_index_filter(LOOPBACK).set_address_filter(address).execute();
-        while let Some(found) = addresses.try_next().await.map_err(Error::netlink("list the addresses of lo"))? {
-            let removed = self.handle.address().del(found).execute().await;
-            removed.map_err(Error::netlink(format!("take {address} from lo")))?;
+    /// Takes this node's mesh addresses from `lo`.
+    pub async fn remove_mesh_addresses(&self) -> Result<(), Error> {
+        let label = AddressAttribute::Label(self.mesh_label());
+        for found in self.address_messages(LOOPBACK).await? {
+            if found.attributes.contains(&label) {
+                let removed = self.handle.address().del(found).execute().await;
+                removed.map_err(Error::netlink("take the mesh address from lo"))?;
+            }
         }
         Ok(())
+    }
+
+    /// Tells this node's address from those of others that share the kernel and its namespace.
+    fn mesh_label(&self) -> String {
+        format!("lo:{}", self.link_prefix())
     }
 
     pub async fn uplink(&self, name: &str) -> Result<Uplink, Error> {
@@ -55,20 +62,17 @@ impl Network {
     }
 
     async fn addresses(&self, ifindex: u32) -> Result<Vec<IpAddr>, Error> {
-        let found: Vec<_> = self
-            .handle
-            .address()
-            .get()
-            .set_link_index_filter(ifindex)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(Error::netlink("list the uplink's addresses"))?;
+        let found = self.address_messages(ifindex).await?;
         let addresses = found.iter().flat_map(|message| &message.attributes).filter_map(|attribute| match attribute {
             AddressAttribute::Address(address) => Some(*address),
             _ => None,
         });
         Ok(addresses.collect())
+    }
+
+    async fn address_messages(&self, ifindex: u32) -> Result<Vec<AddressMessage>, Error> {
+        let found = self.handle.address().get().set_link_index_filter(ifindex).execute();
+        found.try_collect().await.map_err(Error::netlink("list an interface's addresses"))
     }
 }
 
@@ -85,7 +89,7 @@ pub(crate) fn quiet_ipv6(link: &str) {
 }
 
 /// Writes only what differs: a container's own /proc/sys is often read-only and right.
-fn sysctl(path: &str, value: &str) -> Result<(), Error> {
+pub(crate) fn sysctl(path: &str, value: &str) -> Result<(), Error> {
     if fs::read_to_string(path).is_ok_and(|present| present.trim() == value) {
         return Ok(());
     }

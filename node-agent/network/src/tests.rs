@@ -177,3 +177,26 @@ fn an_uplink_has_an_ethernet_address_and_loopback_is_none() {
         network.detach(wanted.alloc_id).await.expect("detaches");
     });
 }
+
+#[test]
+fn the_mesh_link_carries_exactly_the_wanted_blocks() {
+    in_fresh_namespace(|network| async move {
+        prepared(&network).await;
+        let link = network.make_mesh_link(1_438).await.expect("makes");
+        assert_eq!(network.make_mesh_link(1_438).await.expect("finds"), link);
+        let block = |text: &str| text.parse::<ipnet::IpNet>().expect("a block");
+        for wanted in [vec!["10.64.1.0/26", "10.64.2.0/26"], vec!["10.64.2.0/26", "10.64.3.0/26"], vec![]] {
+            let blocks: std::collections::BTreeSet<_> = wanted.iter().map(|text| block(text)).collect();
+            network.route_blocks(&link, &blocks, ip(MESH)).await.expect("routes");
+            for (number, text) in [(1, "10.64.1.0/26"), (2, "10.64.2.0/26"), (3, "10.64.3.0/26")] {
+                let hop = network.next_hop(IpAddr::from([10, 64, number, 9])).await;
+                let into = hop.is_ok_and(|hop| hop.ifindex == link.entry_ifindex);
+                assert_eq!(into, wanted.contains(&text), "{text} of {wanted:?}");
+            }
+        }
+        network.remove_mesh_link().await.expect("removes");
+        network.remove_mesh_addresses().await.expect("removes");
+        network.remove_mesh_addresses().await.expect("removes again");
+        assert!(TcpListener::bind((MESH, 0)).is_err(), "the mesh address is gone");
+    });
+}

@@ -161,6 +161,8 @@ pub async fn purge(node_id: NodeId, pin_root: &Path) -> Result<(), NetError> {
     for leftover in network.list().await?.values() {
         network.remove_leftover(leftover).await?;
     }
+    network.remove_mesh_link().await?;
+    network.remove_mesh_addresses().await?;
     Ok(())
 }
 

@@ -9,8 +9,8 @@ use dataplane::{Compilation, Indices, Snapshot, compile, diff};
 use dns::Zone;
 use ipnet::IpNet;
 use kernel::Datapath;
-use model::{AllocId, AllocatedPort, RoutingSnapshot, Timestamp};
-use network::{Attachment, Mac, Network, NextHop, Uplink};
+use model::{AllocId, AllocatedPort, NodeStatus, RoutingSnapshot, Timestamp};
+use network::{Attachment, Mac, MeshLink, Network, NextHop, Uplink};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -36,6 +36,7 @@ const OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const OWN_NETNS: &str = "/proc/thread-self/ns/net";
 const ALLOC_LINK: &str = "eth0";
 
+type Settle = Box<dyn FnOnce(Result<(), NetError>)>;
 type Reply<T> = oneshot::Sender<Result<T, NetError>>;
 
 #[derive(Debug)]
@@ -70,6 +71,8 @@ struct Stack {
     network: Network,
     datapath: Datapath,
     uplink: Option<Uplink>,
+    /// The node's own way to allocations elsewhere; none without an uplink.
+    mesh_link: Option<MeshLink>,
     allocs: BTreeMap<String, LocalAlloc>,
     blocks: Vec<IpNet>,
     mesh: Option<IpAddr>,
@@ -86,7 +89,7 @@ struct Stack {
     dirty: bool,
     swept: Instant,
     /// Answers that are true once the kernel has been told.
-    after_publish: Vec<Box<dyn FnOnce(Result<(), NetError>)>>,
+    after_publish: Vec<Settle>,
     waiting: Vec<Waiting>,
 }
 
@@ -107,6 +110,10 @@ impl Stack {
         network.enable_forwarding().await?;
         let mut datapath = Datapath::attach(&kernel_config(&config)?)?;
         datapath.allow_netns(kernel::netns_cookie(Path::new(OWN_NETNS))?)?;
+        let mesh_link = match &uplink {
+            Some(uplink) => Some(make_mesh_link(&network, &mut datapath, uplink).await?),
+            None => None,
+        };
         let image = datapath.load_image()?;
         let allocs = endpoints::adopt(&network.list().await?, &image);
         let dns_extra = match config.dns_bind {
@@ -121,6 +128,7 @@ impl Stack {
             network,
             datapath,
             uplink,
+            mesh_link,
             allocs,
             mesh: None,
             last_address: None,
@@ -296,6 +304,9 @@ impl Stack {
         self.take_mesh_address_or_say().await;
         self.publish_zone();
         self.resolve_peers(&peers).await;
+        if let Err(error) = self.route_peers().await {
+            tracing::error!(error = chain(&error), "the node itself does not reach every allocation");
+        }
         self.dirty = true;
         self.create_waiting().await;
         self.answer_after_publish(reply, ());
@@ -337,6 +348,16 @@ impl Stack {
             }
             Err(error) => tracing::error!(error = chain(&error), "DNS keeps the zone it has"),
         }
+    }
+
+    async fn route_peers(&self) -> Result<(), NetError> {
+        let (Some(link), Some(mesh), Some(routing)) = (&self.mesh_link, self.mesh, &self.routing) else {
+            return Ok(());
+        };
+        let peers =
+            routing.nodes.iter().filter(|node| node.id != self.config.node_id && node.status != NodeStatus::Down);
+        let blocks = peers.flat_map(|node| node.blocks.iter().copied()).collect();
+        Ok(self.network.route_blocks(link, &blocks, mesh).await?)
     }
 
     async fn resolve_peers(&mut self, peers: &[IpAddr]) {
@@ -512,6 +533,14 @@ async fn find_uplink(network: &Network, config: &NetConfig) -> Result<Option<Upl
         return Err(NetError::ForeignAddress { uplink: name.clone(), address: config.address });
     }
     Ok(Some(uplink))
+}
+
+async fn make_mesh_link(network: &Network, datapath: &mut Datapath, uplink: &Uplink) -> Result<MeshLink, NetError> {
+    let link = network.make_mesh_link(uplink.mtu.saturating_sub(TUNNEL_OVERHEAD)).await?;
+    network.loosen_reverse_path(&uplink.name)?;
+    kernel::set_tx_checksum_offload(Path::new(OWN_NETNS), &link.entry, false)?;
+    datapath.attach_veth(link.exit_ifindex)?;
+    Ok(link)
 }
 
 fn kernel_config(config: &NetConfig) -> Result<kernel::Config, NetError> {

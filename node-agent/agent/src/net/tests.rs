@@ -31,8 +31,8 @@ struct Lab {
 }
 
 impl Lab {
-    fn new() -> Self {
-        let prefix = format!("mn{}", std::process::id());
+    fn new(tag: &str) -> Self {
+        let prefix = format!("mn{}{tag}", std::process::id());
         let random = |salt: u128| NodeId::from_random(u128::from(std::process::id()) << 96 | salt << 120 | salt);
         let lab = Self { nodes: [random(1), random(2)], prefix };
         let p = &lab.prefix;
@@ -65,17 +65,24 @@ impl Lab {
 
     /// Node 1 or 2.
     fn start(&self, number: u8) -> NetStack {
-        let config = NetConfig {
+        self.start_as(number, NetConfig { uplink: Some("u0".to_owned()), ..self.config(number) })
+    }
+
+    fn start_as(&self, number: u8, config: NetConfig) -> NetStack {
+        within(&self.netns(&format!("n{number}")), move || block_on(NetStack::start(config)).expect("starts"))
+    }
+
+    fn config(&self, number: u8) -> NetConfig {
+        NetConfig {
             node_id: self.nodes[usize::from(number) - 1],
             node_name: format!("n{number}"),
             datacenter: "dc1".to_owned(),
             address: IpAddr::from([10, 77, 0, 10 + number]),
-            uplink: Some("u0".to_owned()),
+            uplink: None,
             pin_root: self.pins(),
             dns_bind: None,
             dns_domain: "cluster".to_owned(),
-        };
-        within(&self.netns(&format!("n{number}")), move || block_on(NetStack::start(config)).expect("starts"))
+        }
     }
 
     fn routing(&self, generation: u64, instances: Vec<Instance>) -> RoutingSnapshot {
@@ -183,7 +190,7 @@ fn port(host_port: u16) -> Vec<AllocatedPort> {
 
 #[tokio::test(flavor = "current_thread")]
 async fn two_nodes_serve_one_service_through_restarts_and_leave_nothing() {
-    let lab = Lab::new();
+    let lab = Lab::new("w");
     let (one, two) = (lab.start(1), lab.start(2));
     one.set_routing(lab.routing(1, Vec::new())).await.expect("routed");
     two.set_routing(lab.routing(1, Vec::new())).await.expect("routed");
@@ -209,6 +216,7 @@ async fn two_nodes_serve_one_service_through_restarts_and_leave_nothing() {
     assert_eq!(answers(&client, "10.77.0.12:80"), both, "the edge of n2");
     assert_eq!(answers(&client, "10.77.0.11:23001"), set(["a1 10.77.0.50"]), "a host port");
     assert_eq!(answers(&inside(&first), "10.43.0.1:80").len(), 2, "the VIP, from an allocation");
+    assert_eq!(answers(&lab.netns("n1"), "10.43.0.1:80").len(), 2, "the VIP, from the node itself");
     assert_eq!(
         resolve(&inside(&first), "10.64.1.1:53", "web.service.cluster."),
         [address(&first), address(&second)].into()
@@ -249,6 +257,31 @@ fn resolve(from: &Path, server: &str, name: &str) -> BTreeSet<IpAddr> {
     });
     let response = Message::from_vec(&buffer[..length.expect("an answer")]).expect("decodes");
     response.answers.iter().filter_map(|record| record.data.ip_addr()).collect()
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn without_an_uplink_the_socket_hook_dns_and_veths_work() {
+    let lab = Lab::new("d");
+    let dns_bind = Some("127.0.0.1:8600".parse().expect("an address"));
+    let one = lab.start_as(1, NetConfig { dns_bind, ..lab.config(1) });
+    let ids = [1, 2].map(|salt| AllocId::from_random(0xd0 << 120 | salt << 100));
+    let (early, routed) = tokio::join!(one.create(ids[0], port(23_001)), async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        one.set_routing(lab.routing(1, Vec::new())).await
+    });
+    routed.expect("routed");
+    let first = early.expect("a create that came before the address block waits for it");
+    let second = one.create(ids[1], port(23_002)).await.expect("a network");
+    let places = [&first, &second].map(|place| (place.netns.clone().expect("bridge"), place.address.expect("bridge")));
+    serve(&places[0].0, "a1");
+    serve(&places[1].0, "a2");
+    let instances = (0..2).map(|i| lab.instance(1, ids[i], places[i].1)).collect();
+    one.set_routing(lab.routing(2, instances)).await.expect("routed");
+    let node = lab.netns("n1");
+    assert_eq!(answers(&node, "10.43.0.1:80").len(), 2, "the VIP, from the node");
+    assert_eq!(answers(&places[0].0, "10.43.0.1:80").len(), 2, "the VIP, from an allocation");
+    assert_eq!(resolve(&node, "127.0.0.1:8600", "web.cluster."), [IpAddr::from([10, 43, 0, 1])].into());
+    assert!(fetch(&node, "10.77.0.11:23001").is_err(), "no host ports without an uplink");
 }
 
 #[tokio::test(flavor = "current_thread")]
