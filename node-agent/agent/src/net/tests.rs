@@ -33,7 +33,11 @@ struct Lab {
 impl Lab {
     fn new(tag: &str) -> Self {
         let prefix = format!("mn{}{tag}", std::process::id());
-        let random = |salt: u128| NodeId::from_random(u128::from(std::process::id()) << 96 | salt << 120 | salt);
+        // Told apart by the first byte, which names carry too.
+        let random = |number: u8| {
+            let salt = u128::from(tag.bytes().fold(number, u8::wrapping_add));
+            NodeId::from_random((u128::from(std::process::id()) << 96) | (salt << 120))
+        };
         let lab = Self { nodes: [random(1), random(2)], prefix };
         let p = &lab.prefix;
         sh(&format!("mkdir -p {}", lab.pins().display()));
