@@ -10,7 +10,8 @@ use crate::sessions::new_eval;
 use catalog::Catalog;
 use consensus::{ChangeError, MembershipChange, Role};
 use model::{
-    Applied, Command, EvalId, EvalStatus, EvalTrigger, Evaluation, JobId, Node, NodeId, NodeStatus, Plan, Timestamp,
+    Applied, Command, EvalId, EvalStatus, EvalTrigger, Evaluation, JobId, Node, NodeId, NodeStatus, Plan, Refusal,
+    Timestamp,
 };
 use scheduler::ClusterView;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -81,11 +82,13 @@ async fn broker(member: Arc<Member>) {
         let now = clock::now();
         match next_eval(&snapshot, now) {
             Some(eval) => {
-                let attempt = attempts.entry(eval.id).or_default();
-                *attempt += 1;
-                match work_off(&member, snapshot, eval.clone(), *attempt).await {
+                let attempt = attempts.get(&eval.id).map_or(1, |earlier| earlier + 1);
+                match work_off(&member, snapshot, eval.clone(), attempt).await {
                     Worked::Concluded => drop(attempts.remove(&eval.id)),
-                    Worked::Again => tokio::time::sleep(Duration::from_millis(20)).await,
+                    Worked::Again => {
+                        attempts.insert(eval.id, attempt);
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
                     Worked::Interrupted => tokio::time::sleep(Duration::from_millis(200)).await,
                 }
             }
@@ -138,6 +141,8 @@ async fn work_off(member: &Member, catalog: Catalog, eval: Arc<Evaluation>, atte
             tracing::info!(eval = %eval.id, job = %eval.job_id, dropped = dropped.len(), "parts of a plan no longer fitted");
             Worked::Again
         }
+        // A newer evaluation of the job took its place meanwhile.
+        Err(ProposeError::Refused(Refusal::EvalNotPending { .. } | Refusal::EvalUnknown { .. })) => Worked::Concluded,
         Err(ProposeError::Refused(refusal)) => {
             tracing::info!(eval = %eval.id, job = %eval.job_id, %refusal, "plan refused");
             Worked::Again

@@ -110,7 +110,7 @@ impl Join for Service {
     async fn join(&self, request: Request<pb::JoinRequest>) -> Result<Response<pb::JoinReply>, Status> {
         let from = remote(&request);
         let request = request.into_inner();
-        let (name, role) = (request.name.clone(), request.role);
+        let (name, role) = (request.name.clone(), request.role().as_str_name());
         match join::admit(&self.0, request).await {
             Ok(reply) => Ok(Response::new(reply)),
             Err(error) => {
