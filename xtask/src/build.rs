@@ -4,27 +4,11 @@ use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const TARGET: &str = "x86_64-unknown-linux-gnu";
-
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/")).to_owned()
 }
 
-pub fn binary() -> PathBuf {
-    root().join("target").join(TARGET).join("debug/meshctl")
-}
-
-/// The object with the data path's programs and maps.
-pub fn kernel_object() -> PathBuf {
-    root().join("target/bpf/meshctl.bpf.o")
-}
-
-/// The object with one XDP program that passes everything, for the far ends of lab links.
-pub fn pass_object() -> PathBuf {
-    root().join("target/bpf/pass.bpf.o")
-}
-
-/// Builds both objects. Debian's rustc carries a `core` for bpfel-unknown-none that fits its own LLVM, which is the one
+/// Builds both objects into target/bpf/: the data path's, and the one that lab links are ended with. Debian's rustc carries a `core` for bpfel-unknown-none that fits its own LLVM, which is the one
 /// bpf-linker was built with; RUSTC_BOOTSTRAP lets it take the unstable features that aya-ebpf needs.
 pub fn ebpf() -> Result<()> {
     let flags =
@@ -39,9 +23,10 @@ pub fn ebpf() -> Result<()> {
         .env_remove("RUSTFLAGS");
     run(&mut cargo)?;
     let built = root().join("ebpf/programs/target/bpfel-unknown-none/release");
-    std::fs::create_dir_all(root().join("target/bpf"))?;
-    for (name, object) in [("meshctl", kernel_object()), ("pass", pass_object())] {
-        copy_if_changed(&built.join(name), &object)?;
+    let objects = root().join("target/bpf");
+    std::fs::create_dir_all(&objects)?;
+    for name in ["meshctl", "pass"] {
+        copy_if_changed(&built.join(name), &objects.join(format!("{name}.bpf.o")))?;
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use crate::progress::step;
 use crate::{build, setup};
 use anyhow::{Context, Result, ensure};
 use netns::load::{Load, Tally};
-use netns::{Cluster, ClusterOptions, Lab, collide, wait_for};
+use netns::{Cluster, ClusterOptions, Lab, artifacts, collide, wait_for};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -57,9 +57,7 @@ impl Demo {
     fn lay() -> Result<Demo> {
         let mut cluster = None;
         step("lay out a client, a router, three servers and three nodes", || {
-            let options =
-                ClusterOptions { binary: build::binary(), pass_object: build::pass_object(), servers: 3, nodes: 3 };
-            cluster = Some(Cluster::lay("demo", &options)?);
+            cluster = Some(Cluster::lay("demo", ClusterOptions { servers: 3, nodes: 3 })?);
             Ok(String::new())
         })?;
         Ok(Demo { cluster: cluster.context("the lab was not laid")? })
@@ -95,7 +93,7 @@ impl Demo {
     }
 
     fn run_job(&self) -> Result<String> {
-        let monitored = self.cluster.meshctl(&["job", "run", &path_of(JOB)])?;
+        let monitored = self.cluster.meshctl(&["job", "run", &artifacts::repository_file(JOB)])?;
         let allocations = wait_for("six running, healthy allocations", PATIENCE, || {
             let running = self.running()?;
             Ok((running.len() == INSTANCES && self.active_backends(0)? == INSTANCES).then_some(running))
@@ -273,7 +271,8 @@ impl Demo {
     }
 
     fn second_job(&self) -> Result<String> {
-        let text = std::fs::read_to_string(path_of(SECOND_JOB))?.replace("\"web\"", &format!("{SECOND_NAME:?}"));
+        let text = std::fs::read_to_string(artifacts::repository_file(SECOND_JOB))?
+            .replace("\"web\"", &format!("{SECOND_NAME:?}"));
         let file = self.cluster.lab.dir().join("second.nomad.hcl");
         std::fs::write(&file, text)?;
         Ok(file.to_string_lossy().into_owned())
@@ -285,7 +284,7 @@ impl Demo {
         for machine in self.cluster.machines() {
             println!("  nsenter --net={} bash   # {}", machine.path().display(), machine.name());
         }
-        println!("the binary is {}; the next demo removes the lab", build::binary().display());
+        println!("the binary is {}; the next demo removes the lab", artifacts::binary());
         Ok(())
     }
 
@@ -375,10 +374,6 @@ impl Demo {
 struct Alloc {
     id: String,
     address: String,
-}
-
-fn path_of(file: &str) -> String {
-    build::root().join(file).to_string_lossy().into_owned()
 }
 
 fn flawless(tally: Tally) -> Result<String> {

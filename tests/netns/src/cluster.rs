@@ -1,22 +1,20 @@
 //! The standard lab: a client behind a router, and three servers and three nodes on one segment, running the real binary.
 
+use crate::artifacts;
 use crate::lab::Lab;
-use crate::link::wire;
+use crate::link::{pass_everything, wire};
 use crate::machine::Machine;
 use crate::process::Process;
 use crate::{sh, wait_for};
 use anyhow::{Context, Result};
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 
+/// How many machines of each kind.
+#[derive(Clone, Copy)]
 pub struct ClusterOptions {
-    /// The `meshctl` binary under test.
-    pub binary: PathBuf,
-    /// An object with one XDP program that passes everything; without one behind its peer, a veth holds back XDP_TX frames.
-    pub pass_object: PathBuf,
     pub servers: usize,
     pub nodes: usize,
 }
@@ -27,7 +25,6 @@ pub struct Cluster {
     pub router: Machine,
     pub servers: Vec<Server>,
     pub nodes: Vec<Node>,
-    binary: PathBuf,
     // Last, because fields drop in this order and it removes what the processes above made.
     pub lab: Lab,
 }
@@ -48,9 +45,8 @@ pub struct Node {
 
 impl Cluster {
     /// Lays the wires; nothing of ours runs yet.
-    pub fn lay(purpose: &str, options: &ClusterOptions) -> Result<Cluster> {
+    pub fn lay(purpose: &str, options: ClusterOptions) -> Result<Cluster> {
         let lab = Lab::new(purpose)?;
-        fs::write(lab.dir().join("binary"), options.binary.to_string_lossy().as_bytes())?;
         let router = lab.machine("router")?;
         router.sh("ip link add br0 type bridge")?;
         router.sh("ip addr add 10.77.0.1/24 dev br0")?;
@@ -61,26 +57,25 @@ impl Cluster {
         router.sh("ip addr add 10.78.0.1/24 dev client")?;
         client.sh("ip addr add 10.78.0.2/24 dev eth0")?;
         client.sh("ip route add default via 10.78.0.1")?;
-        let mut cluster =
-            Cluster { client, router, servers: Vec::new(), nodes: Vec::new(), binary: options.binary.clone(), lab };
+        let mut cluster = Cluster { client, router, servers: Vec::new(), nodes: Vec::new(), lab };
         for number in 1..=options.servers {
             let (name, address) = (format!("s{number}"), format!("10.77.0.{}", 20 + number));
-            let machine = cluster.member(&name, &address, &options.pass_object)?;
+            let machine = cluster.member(&name, &address)?;
             cluster.servers.push(Server { name, machine, address, process: None });
         }
         for number in 1..=options.nodes {
             let (name, address) = (format!("n{number}"), format!("10.77.0.{}", 10 + number));
-            let machine = cluster.member(&name, &address, &options.pass_object)?;
+            let machine = cluster.member(&name, &address)?;
             cluster.nodes.push(Node { name, machine, address, agent: None });
         }
         Ok(cluster)
     }
 
-    fn member(&self, name: &str, address: &str, pass_object: &Path) -> Result<Machine> {
+    fn member(&self, name: &str, address: &str) -> Result<Machine> {
         let machine = self.lab.machine(name)?;
         wire(&machine, "eth0", &self.router, name)?;
         self.router.sh(&format!("ip link set {name} master br0"))?;
-        self.router.sh(&format!("ip link set dev {name} xdp object {} section xdp", pass_object.display()))?;
+        pass_everything(&self.router, name)?;
         machine.sh(&format!("ip addr add {address}/24 dev eth0"))?;
         machine.sh("ip route add default via 10.77.0.1")?;
         Ok(machine)
@@ -111,7 +106,7 @@ impl Cluster {
         let server = &self.servers[index];
         let data_dir = self.lab.dir().join(format!("{}-server", server.name)).to_string_lossy().into_owned();
         let rpc = self.rpc(index);
-        let binary = self.binary.to_string_lossy();
+        let binary = artifacts::binary();
         let mut words = vec![&*binary, "server"];
         words.extend(mode.iter().map(String::as_str));
         words.extend(["--data-dir", &data_dir, "--name", &server.name, "--rpc", &rpc]);
@@ -141,7 +136,7 @@ impl Cluster {
         let node = &self.nodes[index];
         let data_dir = self.lab.dir().join(format!("{}-agent", node.name)).to_string_lossy().into_owned();
         let pin_root = self.lab.pin_root().to_string_lossy().into_owned();
-        let (binary, servers) = (self.binary.to_string_lossy(), servers.join(","));
+        let (binary, servers) = (artifacts::binary(), servers.join(","));
         let mut words =
             vec![&*binary, "agent", "run", "--data-dir", &data_dir, "--name", &node.name, "--servers", &servers];
         words.extend(["--advertise", &node.address, "--uplink", "eth0", "--pin-root", &pin_root]);
@@ -165,7 +160,7 @@ impl Cluster {
 
     /// Runs the command line on a machine.
     pub fn meshctl_on(&self, machine: &Machine, words: &[&str]) -> Result<String> {
-        let binary = self.binary.to_string_lossy();
+        let binary = artifacts::binary();
         machine.run(&[&[&*binary], words].concat())
     }
 

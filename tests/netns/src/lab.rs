@@ -1,5 +1,6 @@
 //! A lab's life: its name, its record on disk, and the removal of everything it made, also after its process was killed.
 
+use crate::artifacts;
 use crate::machine::Machine;
 use crate::process::Process;
 use crate::{run, sh};
@@ -148,14 +149,14 @@ fn remove(name: &str, dir: &Path) {
 /// Each agent's data directory is `<machine>-agent`; `agent purge` stops its tasks and removes its namespaces, cgroups
 /// and pins.
 fn purge_agents(name: &str, dir: &Path) {
-    let binary = fs::read_to_string(dir.join("binary")).unwrap_or_default();
+    let binary = artifacts::binary();
     for entry in list(&dir.to_string_lossy()) {
         let Some(machine) = entry.strip_suffix("-agent") else { continue };
         let machine = Machine::new(name, machine);
         let data_dir = dir.join(&entry);
         let pin_root = pin_root(name);
         let command = [
-            binary.trim(),
+            binary.as_str(),
             "agent",
             "purge",
             "--data-dir",

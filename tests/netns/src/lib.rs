@@ -9,6 +9,7 @@
 //! one through the lab's record under [`LABS`] and removed first ([`Lab::reap_dead`]). Names are unique per lab, so labs
 //! may run side by side.
 
+pub mod artifacts;
 pub mod cluster;
 pub mod collide;
 pub mod http;

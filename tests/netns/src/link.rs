@@ -1,5 +1,6 @@
 //! Links that behave like wires: finished checksums on both ends, and a peer that takes what XDP transmits.
 
+use crate::artifacts;
 use crate::machine::Machine;
 use crate::sh;
 use anyhow::Result;
@@ -17,4 +18,12 @@ pub(crate) fn wire(machine: &Machine, inside: &str, switch: &Machine, port: &str
         end.sh(&format!("ip link set {name} up"))?;
     }
     Ok(())
+}
+
+/// Attaches a program that passes everything: a veth takes XDP_TX frames only from a peer whose other end has a program.
+/// The loader makes directories in the bpffs it finds, so it is given one of its own, which goes with its mount namespace.
+pub(crate) fn pass_everything(machine: &Machine, interface: &str) -> Result<()> {
+    let object = artifacts::pass_object();
+    let attach = format!("mount -t bpf bpf /sys/fs/bpf && ip link set dev {interface} xdp object {object} section xdp");
+    machine.run(&["unshare", "--mount", "sh", "-c", &attach]).map(drop)
 }
