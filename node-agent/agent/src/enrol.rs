@@ -21,7 +21,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolError {
-    #[error("token: {0}")]
+    #[error("token: it cannot be used")]
     Token(#[from] TokenError),
     #[error("token: it is a token for a {}; make one with `meshctl token create --role agent`", role.as_str())]
     WrongRole { role: Role },

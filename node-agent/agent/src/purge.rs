@@ -50,14 +50,13 @@ pub async fn purge(config: &AgentConfig) -> Result<(), PurgeError> {
 /// An agent that was dropped or killed just now may hold the state a moment longer.
 async fn await_end_of_agent(data: &DataDir) -> Result<(), PurgeError> {
     let until = Instant::now() + AGENT_ENDS_WITHIN;
-    while data.state_file().exists() {
-        match Store::open(&data.state_file()) {
+    loop {
+        match Store::open_existing(&data.state_file()) {
             Err(StoreError::InUse { .. }) if Instant::now() < until => sleep(POLL).await,
             Err(error @ StoreError::InUse { .. }) => return Err(PurgeError::InUse(error)),
-            _ => break,
+            _ => return Ok(()),
         }
     }
-    Ok(())
 }
 
 /// Kills every task of the data directory and clears its supervisor and cgroup away; returns what could not be.
@@ -73,14 +72,13 @@ pub async fn end_tasks(data: &DataDir) -> Vec<String> {
 
 /// From the state, or from the certificate where the state is damaged; `None` for a node that never started.
 fn node_id(data: &DataDir) -> Option<NodeId> {
-    let from_state = || Store::open(&data.state_file()).ok()?.known_node_id().ok()?;
+    let from_state = || Store::open_existing(&data.state_file()).ok()?.known_node_id().ok()?;
     let from_certificate = || {
         let files = data.read_certificate().ok()?;
         let credentials = Credentials::from_pem(&files.ca, &files.certificate, &files.key).ok()?;
         credentials.identity().ok()?.1.parse().ok()
     };
-    let has_state = data.state_file().exists();
-    has_state.then(from_state).flatten().or_else(from_certificate)
+    from_state().or_else(from_certificate)
 }
 
 /// `alloc/<id>/<task>/control`, whatever the ids and names are.
@@ -98,11 +96,14 @@ async fn end_task(control: &Path) -> Result<(), String> {
     handle.forget().await.map_err(|error| report(&error))
 }
 
-/// The allocations' files and the state: what is left is a node that knows its certificate and nothing else.
+/// The allocations' files and their records: what is left is a node with its id and certificate that runs nothing. A damaged
+/// state stays as it is; it is of no use but for looking at.
 fn forget(data: &DataDir) -> io::Result<()> {
-    let absent_is_fine = |outcome: io::Result<()>| match outcome {
+    if let Ok(store) = Store::open_existing(&data.state_file()) {
+        store.forget_all().map_err(io::Error::other)?;
+    }
+    match fs::remove_dir_all(data.allocs()) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         outcome => outcome,
-    };
-    absent_is_fine(fs::remove_dir_all(data.allocs()))
+    }
 }

@@ -89,13 +89,21 @@ impl Session {
                     }
                 }
                 Farewell::Lost { reason, welcomed } => {
-                    tracing::warn!(%server, reason, welcomed, "no session");
-                    self.note(None, Some(format!("{server}: {reason}")), &dialer);
+                    self.complain(server, reason, welcomed, &dialer);
                     dialer.on_failure();
                 }
             }
             sleep(dialer.delay(self.jitter.fraction())).await;
         }
+    }
+
+    /// Each reason once: without servers a node tries every second, for as long as it takes.
+    fn complain(&self, server: SocketAddr, reason: String, welcomed: bool, dialer: &Dialer) {
+        let error = format!("{server}: {reason}");
+        if welcomed || self.status.borrow().last_error.as_ref() != Some(&error) {
+            tracing::warn!(%server, reason, welcomed, "no session; tasks and data path go on");
+        }
+        self.note(None, Some(error), dialer);
     }
 
     fn note(&self, connected_to: Option<SocketAddr>, last_error: Option<String>, dialer: &Dialer) {
@@ -149,7 +157,7 @@ impl Session {
         let mut client = pb::agents_client::AgentsClient::new(channel)
             .max_decoding_message_size(identity::RPC_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(identity::RPC_MESSAGE_BYTES_MAX);
-        let reply = client.session(ReceiverStream::new(queue)).await.map_err(|status| report(&status))?;
+        let reply = client.session(ReceiverStream::new(queue)).await.map_err(|status| say(&status))?;
         Ok((reply.into_inner(), outbound))
     }
 
@@ -217,8 +225,13 @@ async fn receive(inbound: &mut Streaming<pb::ServerMessage>) -> Result<ServerMes
     match inbound.message().await {
         Ok(Some(message)) => ServerMessage::try_from(message).map_err(|error| format!("unreadable message: {error}")),
         Ok(None) => Err("it closed the session".to_owned()),
-        Err(status) => Err(format!("{:?}: {}", status.code(), status.message())),
+        Err(status) => Err(say(&status)),
     }
+}
+
+/// Without tonic's chain of causes, which says the same thing four times.
+fn say(status: &tonic::Status) -> String {
+    format!("{:?}: {}", status.code(), status.message())
 }
 
 struct Speaker {

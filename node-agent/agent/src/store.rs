@@ -17,6 +17,9 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const TOLD: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("told");
 const REPORTED: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("reported");
 
+/// Key and sealed value.
+type Row = (Vec<u8>, Vec<u8>);
+
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error(
@@ -62,6 +65,14 @@ impl Store {
             Ok(())
         })?;
         Ok(store)
+    }
+
+    /// As [`Store::open`], but a missing file is an error.
+    pub fn open_existing(path: &Path) -> Result<Self, StoreError> {
+        match path.metadata() {
+            Ok(_) => Self::open(path),
+            Err(error) => Err(StoreError::Io { path: path.to_owned(), source: redb::Error::Io(error) }),
+        }
     }
 
     /// The node's id, chosen at the first call from `random`.
@@ -131,6 +142,16 @@ impl Store {
         })
     }
 
+    pub fn forget_all(&self) -> Result<(), StoreError> {
+        self.write(|tables| {
+            for table in [TOLD, REPORTED] {
+                tables.delete_table(table)?;
+                tables.open_table(table)?;
+            }
+            Ok(())
+        })
+    }
+
     fn meta(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let read = || -> Result<Option<Vec<u8>>, redb::Error> {
             let table = self.database.begin_read()?.open_table(META)?;
@@ -148,7 +169,7 @@ impl Store {
     }
 
     fn records(&self, table: TableDefinition<'_, &[u8], &[u8]>) -> Result<BTreeMap<AllocId, Vec<u8>>, StoreError> {
-        let read = || -> Result<Vec<(Vec<u8>, Vec<u8>)>, redb::Error> {
+        let read = || -> Result<Vec<Row>, redb::Error> {
             let table = self.database.begin_read()?.open_table(table)?;
             let mut rows = Vec::new();
             for row in table.iter()? {
@@ -158,7 +179,7 @@ impl Store {
             Ok(rows)
         };
         let rows = read().map_err(|error| self.failed(error))?;
-        let row = |(key, value): (Vec<u8>, Vec<u8>)| {
+        let row = |(key, value): Row| {
             let id = Uuid::from_slice(&key).map_err(|_| self.damaged("a key is no allocation id"))?;
             Ok((AllocId(id), self.unsealed(&value)?))
         };
@@ -275,6 +296,10 @@ mod tests {
         assert_eq!(store.allocs().unwrap(), BTreeMap::from(expect));
         store.forget(one.id).unwrap();
         assert_eq!(store.allocs().unwrap().into_keys().collect::<Vec<_>>(), [two.id]);
+        store.forget_all().unwrap();
+        drop(store);
+        let store = Store::open_existing(&path).unwrap();
+        assert_eq!((store.allocs().unwrap(), store.node_id(9).unwrap()), (BTreeMap::new(), id));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //!
 //! This program is its own supervisor (`/proc/self/exe supervise …`), so it has its own `main`. It needs root for cgroups.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test, though one with its own main")]
+
 #[path = "../src/allocs/fixtures.rs"]
 mod fixtures;
 
@@ -34,7 +36,7 @@ fn main() -> ExitCode {
         return code;
     }
     assert!(nix::unistd::geteuid().is_root(), "this test starts tasks in cgroups: run it as root");
-    let tests: [(&str, fn(&Bench)); 4] = [
+    let tests: [(&str, Test); 4] = [
         ("a_killed_task_is_reported_within_a_second_and_restarted", a_killed_task_is_reported_and_restarted),
         ("tasks_outlive_the_agent_and_are_adopted", tasks_outlive_the_agent_and_are_adopted),
         ("allocations_that_the_servers_left_out_stop", allocations_that_the_servers_left_out_stop),
@@ -47,6 +49,8 @@ fn main() -> ExitCode {
     }
     ExitCode::SUCCESS
 }
+
+type Test = fn(&Bench);
 
 /// Tasks here use the node's own network only.
 struct HostOnly;
@@ -99,7 +103,7 @@ impl Bench {
             config.data_dir = self.data.root().to_owned();
             let store = Store::open(&self.data.state_file()).unwrap();
             let shell = Shell {
-                node: fingerprint::node(&config, NodeId::from_random(self.seed()), Default::default()),
+                node: fingerprint::node(&config, NodeId::from_random(self.bits(0)), Default::default()),
                 data: self.data.clone(),
                 launcher: Launcher::current(),
                 drivers: vec![Box::new(RawExec { enabled: true })],
@@ -112,9 +116,9 @@ impl Bench {
         Half { runtime: Some(runtime), allocs }
     }
 
-    /// Of the cgroups' names: tests of two checkouts may run side by side.
-    fn seed(&self) -> u128 {
-        u128::from(std::process::id()) << 96
+    /// Random bits for an id whose first 32 bits, which cgroups are named by, no other test of this machine has.
+    fn bits(&self, number: u128) -> u128 {
+        (number << 24 | u128::from(std::process::id())) << 96
     }
 
     fn control(&self, alloc: &Allocation) -> PathBuf {
@@ -122,7 +126,7 @@ impl Bench {
     }
 
     fn alloc(&self, number: u128, script: &str, port: u16) -> Allocation {
-        let mut alloc = fixtures::allocation(number ^ self.seed());
+        let mut alloc = fixtures::allocation(self.bits(number));
         let group = &mut Arc::make_mut(&mut alloc.job).groups[0];
         let args = vec!["-c".to_owned(), script.to_owned()];
         group.tasks[0].driver = TaskDriver::RawExec(ExecConfig { command: "/bin/sh".to_owned(), args });
@@ -145,7 +149,7 @@ impl Drop for Bench {
             for left in agent::end_tasks(&self.data).await {
                 eprintln!("left behind in {}: {left}", self.dir.path().display());
             }
-            drivers::cgroup::remove_node(&NodeId::from_random(self.seed()).short()).unwrap();
+            drivers::cgroup::remove_node(&NodeId::from_random(self.bits(0)).short()).unwrap();
         });
     }
 }

@@ -123,6 +123,8 @@ struct TaskRun {
     state: TaskState,
     restarts: RestartTracker,
     live: Live,
+    /// The next start is a restart.
+    again: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -157,6 +159,7 @@ impl Machine {
         for (name, state) in last.task_states {
             if let Some(run) = machine.tasks.get_mut(&name) {
                 run.live = restored_liveness(state.phase);
+                run.again = state.events.last().is_some_and(|event| event.kind == "Restarting");
                 run.state = state;
             }
         }
@@ -167,8 +170,12 @@ impl Machine {
     }
 
     fn empty(told: Allocation, node_address: IpAddr, drain_grace: Duration) -> Self {
-        let fresh =
-            |policy| TaskRun { state: TaskState::default(), restarts: RestartTracker::new(policy), live: Live::Idle };
+        let fresh = |policy| TaskRun {
+            state: TaskState::default(),
+            restarts: RestartTracker::new(policy),
+            live: Live::Idle,
+            again: false,
+        };
         let tasks = told.task_group().into_iter();
         let tasks = tasks.flat_map(|group| group.tasks.iter().map(|task| (task.name.clone(), fresh(group.restart))));
         Self {
@@ -254,6 +261,10 @@ impl Machine {
     fn start(&mut self, now: Timestamp, task: &str) -> Action {
         if let Some(run) = self.tasks.get_mut(task) {
             run.live = Live::Starting;
+            if std::mem::take(&mut run.again) {
+                run.state.restarts = run.state.restarts.saturating_add(1);
+                run.state.last_restart = now;
+            }
             run.note(now, "Task Setup", "Building the task's directory");
         }
         Action::Start { task: task.to_owned() }
@@ -351,8 +362,6 @@ impl Machine {
     fn on_restart_due(&mut self, now: Timestamp, task: &str) -> Vec<Action> {
         let stage = self.stage;
         let Some(run) = self.tasks.get_mut(task).filter(|run| run.live == Live::Backoff) else { return Vec::new() };
-        run.state.restarts = run.state.restarts.saturating_add(1);
-        run.state.last_restart = now;
         if stage == Stage::SettingUp {
             run.live = Live::Idle;
             return Vec::new();
@@ -526,6 +535,7 @@ impl TaskRun {
 
     fn back_off(&mut self, now: Timestamp, after: Duration, reason: &str) {
         self.live = Live::Backoff;
+        self.again = true;
         self.state.phase = TaskPhase::Pending;
         self.note(now, "Restarting", &format!("Task restarting in {:.1}s: {reason}", after.as_secs_f64()));
     }

@@ -186,6 +186,17 @@ fn a_task_that_ended_while_the_agent_was_away_restarts() {
 }
 
 #[test]
+fn a_restart_that_was_due_when_the_agent_ended_counts() {
+    let mut script = Script::running(allocation(1));
+    script.ended("server", KILLED);
+    let mut restored = Machine::restore(allocation(1), script.machine.report(), NODE, GRACE);
+    assert_eq!(restored.tasks_to_find(), [(server(), Expected::Perhaps)]);
+    let actions = restored.on_event(Timestamp::from_secs(200), 0.0, Event::SetUp { address: None });
+    assert_eq!(actions, [Action::Start { task: server() }]);
+    assert_eq!(restored.report().task_states["server"].restarts, 1);
+}
+
+#[test]
 fn checks_aim_at_the_node_for_host_networks() {
     let script = Script::running(allocation(1));
     let plans = script.machine.checks_wanted();
