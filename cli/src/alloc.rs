@@ -120,7 +120,7 @@ fn status(endpoint: &Endpoint, id: &str, json: bool) -> Result<()> {
             ("Node ID", short(&text(&alloc, "NodeID"))),
             ("Node Name", text(&alloc, "NodeName")),
             ("Job ID", text(&alloc, "JobID")),
-            ("Job Version", text(&alloc, "JobVersion")),
+            ("Job Version", text(&alloc["Job"], "Version")),
             ("Client Status", text(&alloc, "ClientStatus")),
             ("Client Description", text(&alloc, "ClientDescription")),
             ("Desired Status", text(&alloc, "DesiredStatus")),

@@ -166,7 +166,7 @@ impl AgentOptions {
             token: self.token,
             uplink: Some(self.uplink),
             pin_root: self.pin_root,
-            http_bind: self.http,
+            http_bind: Some(self.http),
             dns_bind: self.dns,
             raw_exec: self.raw_exec,
             ..defaults
@@ -185,7 +185,9 @@ fn address_of(interface: &str) -> Result<IpAddr> {
     let own = all.filter(|entry| entry.interface_name == interface);
     let address = own.filter_map(|entry| Some(IpAddr::V4(entry.address?.as_sockaddr_in()?.ip()))).next();
     address.with_context(|| {
-        format!("uplink: {interface} is not an interface with an IPv4 address; `ip addr` lists them, or give -advertise")
+        format!(
+            "uplink: {interface} is not an interface with an IPv4 address; `ip addr` lists them, or give -advertise"
+        )
     })
 }
 
@@ -236,7 +238,7 @@ async fn run_dev(options: DevOptions) -> Result<()> {
         servers: vec![options.rpc],
         uplink: options.uplink.clone(),
         pin_root: options.pin_root.clone(),
-        http_bind: options.http,
+        http_bind: None,
         dns_bind: options.dns,
         raw_exec: true,
         ..defaults

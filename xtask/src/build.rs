@@ -11,12 +11,22 @@ pub fn root() -> PathBuf {
 /// Builds both objects into target/bpf/: the data path's, and the one that lab links are ended with. Debian's rustc carries a `core` for bpfel-unknown-none that fits its own LLVM, which is the one
 /// bpf-linker was built with; RUSTC_BOOTSTRAP lets it take the unstable features that aya-ebpf needs.
 pub fn ebpf() -> Result<()> {
+    compile_objects(&[], &["meshctl", "pass"], ".bpf.o")
+}
+
+/// The data path's object with the wrappers that measure its programs.
+pub fn bench_ebpf() -> Result<()> {
+    compile_objects(&["--features", "bench"], &["meshctl"], "-bench.bpf.o")
+}
+
+fn compile_objects(arguments: &[&str], names: &[&str], suffix: &str) -> Result<()> {
     let flags =
         ["-Clinker=bpf-linker", "--cfg=bpf_target_arch=\"x86_64\"", "-Clink-arg=--btf", "-Cdebuginfo=2"].join("\u{1f}");
     let mut cargo = cargo();
     cargo
         .current_dir(root().join("ebpf/programs"))
         .args(["build", "--quiet", "--locked", "--release", "--target", "bpfel-unknown-none"])
+        .args(arguments)
         .env("RUSTC", "/usr/bin/rustc")
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags)
@@ -25,8 +35,8 @@ pub fn ebpf() -> Result<()> {
     let built = root().join("ebpf/programs/target/bpfel-unknown-none/release");
     let objects = root().join("target/bpf");
     std::fs::create_dir_all(&objects)?;
-    for name in ["meshctl", "pass"] {
-        copy_if_changed(&built.join(name), &objects.join(format!("{name}.bpf.o")))?;
+    for name in names {
+        copy_if_changed(&built.join(name), &objects.join(format!("{name}{suffix}")))?;
     }
     Ok(())
 }

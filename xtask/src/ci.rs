@@ -50,6 +50,7 @@ pub fn bench(name: &str) -> Result<()> {
         bail!("no bench {name}; there are: {}", BENCHES.map(|(known, _)| known).join(", "));
     };
     setup::run()?;
+    build::bench_ebpf()?;
     build::ebpf()?;
     run(cargo().args(["bench", "--quiet", "--locked", "--package", package, "--bench", name]))
 }

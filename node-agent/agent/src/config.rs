@@ -25,7 +25,8 @@ pub struct AgentConfig {
     /// A directory on bpffs; what this node pins lies in a directory of its own below it.
     pub pin_root: PathBuf,
     /// Loopback only: the API has no TLS.
-    pub http_bind: SocketAddr,
+    /// `None` listens nowhere: `dev` has one listener for server and agent.
+    pub http_bind: Option<SocketAddr>,
     /// DNS beside port 53 of the node's mesh address.
     pub dns_bind: SocketAddr,
     /// The zone, `cluster` unless told otherwise.
@@ -52,7 +53,7 @@ impl AgentConfig {
             address,
             uplink: None,
             pin_root: PathBuf::from("/sys/fs/bpf/meshctl"),
-            http_bind: SocketAddr::from((Ipv4Addr::LOCALHOST, 4646)),
+            http_bind: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 4646))),
             dns_bind: SocketAddr::from((Ipv4Addr::LOCALHOST, 8600)),
             dns_domain: "cluster".to_owned(),
             drain_grace: Duration::from_millis(800),

@@ -128,9 +128,9 @@ impl Agent {
         self.handle.clone()
     }
 
-    /// Serves the agent's own HTTP; `dev` merges [`router`] into the server's instead.
+    /// Serves the agent's own HTTP, where the configuration names an address; `dev` merges [`router`] into the server's.
     pub async fn listen(&mut self) -> anyhow::Result<()> {
-        let address = self.config.http_bind;
+        let Some(address) = self.config.http_bind else { return Ok(()) };
         let listener =
             TcpListener::bind(address).await.with_context(|| format!("http_bind: cannot listen on {address}"))?;
         let handle = self.handle();

@@ -58,8 +58,8 @@ fn check_values(config: &AgentConfig) -> Result<(), PreflightError> {
     if !is_label(&config.name) {
         return Err(PreflightError::Name(config.name.clone()));
     }
-    if !config.http_bind.ip().is_loopback() {
-        return Err(PreflightError::HttpNotLoopback(config.http_bind));
+    if let Some(address) = config.http_bind.filter(|address| !address.ip().is_loopback()) {
+        return Err(PreflightError::HttpNotLoopback(address));
     }
     if config.address.is_ipv6() {
         return Err(PreflightError::NotIpv4(config.address));
@@ -110,7 +110,9 @@ fn check_addresses(config: &AgentConfig) -> Result<(), PreflightError> {
         nix::net::if_::if_nametoindex(uplink.as_str()).map_err(|_| PreflightError::NoInterface(uplink.clone()))?;
     }
     let taken = |key, address| move |source| PreflightError::PortTaken { key, address, source };
-    TcpListener::bind(config.http_bind).map_err(taken("http_bind", config.http_bind))?;
+    if let Some(http_bind) = config.http_bind {
+        TcpListener::bind(http_bind).map_err(taken("http_bind", http_bind))?;
+    }
     UdpSocket::bind(config.dns_bind).map_err(taken("dns_bind", config.dns_bind))?;
     Ok(())
 }
@@ -130,7 +132,7 @@ mod tests {
         config.data_dir = data_dir.join("data");
         config.servers = vec![([127, 0, 0, 1], 4647).into()];
         config.token = Some("mesh1.x".to_owned());
-        config.http_bind = ([127, 0, 0, 1], 0).into();
+        config.http_bind = Some(([127, 0, 0, 1], 0).into());
         config.dns_bind = ([127, 0, 0, 1], 0).into();
         config
     }
@@ -148,8 +150,8 @@ mod tests {
     fn every_refusal_names_its_key() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
-        assert!(refusal(|config| config.http_bind = address).starts_with("http_bind: "));
-        assert!(refusal(|config| config.http_bind = ([0, 0, 0, 0], 4646).into()).contains("loopback only"));
+        assert!(refusal(|config| config.http_bind = Some(address)).starts_with("http_bind: "));
+        assert!(refusal(|config| config.http_bind = Some(([0, 0, 0, 0], 4646).into())).contains("loopback only"));
         assert!(refusal(|config| config.uplink = Some("nosuch0".to_owned())).contains("`nosuch0`"));
         assert!(refusal(|config| config.address = [192, 0, 2, 1].into()).starts_with("address: "));
         assert!(refusal(|config| config.pin_root = "/tmp/pins".into()).starts_with("pin_root: "));

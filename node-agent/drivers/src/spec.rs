@@ -146,8 +146,7 @@ impl TaskSpec {
 
     /// Below every hierarchy's mount point.
     pub fn cgroup_path(&self) -> PathBuf {
-        let alloc = self.alloc_id.get(..8).unwrap_or(&self.alloc_id);
-        ["meshctl", &self.node, alloc, &self.task].iter().collect()
+        ["meshctl", &self.node, &self.alloc_id, &self.task].iter().collect()
     }
 
     /// Refuses what could name a file outside the task's own directories or cannot be passed to exec(2).
@@ -257,7 +256,7 @@ mod tests {
 
     #[test]
     fn cgroup_path_names_node_allocation_and_task() {
-        assert_eq!(spec().cgroup_path(), Path::new("meshctl/0a0b0c0d/11111111/web"));
+        assert_eq!(spec().cgroup_path(), Path::new("meshctl/0a0b0c0d/11111111-2222-4333-8444-555555555555/web"));
     }
 
     #[test]

@@ -16,6 +16,11 @@ pub fn pass_object() -> String {
     built("bpf/pass.bpf.o")
 }
 
+/// Where the logs and captures of failed labs go.
+pub fn failures() -> String {
+    built("netns")
+}
+
 /// A file of the repository.
 pub fn repository_file(path: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path).to_string_lossy().into_owned()

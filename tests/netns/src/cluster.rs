@@ -25,6 +25,7 @@ pub struct Cluster {
     pub router: Machine,
     pub servers: Vec<Server>,
     pub nodes: Vec<Node>,
+    _captures: Vec<Process>,
     // Last, because fields drop in this order and it removes what the processes above made.
     pub lab: Lab,
 }
@@ -57,7 +58,9 @@ impl Cluster {
         router.sh("ip addr add 10.78.0.1/24 dev client")?;
         client.sh("ip addr add 10.78.0.2/24 dev eth0")?;
         client.sh("ip route add default via 10.78.0.1")?;
-        let mut cluster = Cluster { client, router, servers: Vec::new(), nodes: Vec::new(), lab };
+        let captures = vec![lab.capture(&router, "br0", "segment")?, lab.capture(&router, "client", "client")?];
+        let (servers, nodes) = (Vec::new(), Vec::new());
+        let mut cluster = Cluster { client, router, servers, nodes, _captures: captures, lab };
         for number in 1..=options.servers {
             let (name, address) = (format!("s{number}"), format!("10.77.0.{}", 20 + number));
             let machine = cluster.member(&name, &address)?;

@@ -17,10 +17,13 @@ pub const LABS: &str = "/run/meshctl-labs";
 const MARK: &str = "MESHCTL_LAB";
 
 /// Owns namespaces, processes and files; dropping it removes them.
+///
+/// Whoever made it says [`Lab::passed`] at the end; without that, logs and captures are copied to `target/netns/<lab>/` first.
 pub struct Lab {
     name: String,
     dir: PathBuf,
     kept: bool,
+    passed: bool,
 }
 
 impl Lab {
@@ -32,7 +35,7 @@ impl Lab {
         let dir = Path::new(LABS).join(&name);
         fs::create_dir_all(&dir).with_context(|| format!("could not make {} (labs need root)", dir.display()))?;
         fs::write(dir.join("owner"), owner_record(std::process::id()))?;
-        Ok(Lab { name, dir, kept: false })
+        Ok(Lab { name, dir, kept: false, passed: false })
     }
 
     pub fn name(&self) -> &str {
@@ -64,12 +67,20 @@ impl Lab {
         Process::start(machine.command(command).env(MARK, &self.name), name, &log)
     }
 
-    /// Records what an interface of `machine` carries into `<name>.pcap`, until the returned process is dropped.
-    /// Frames that an XDP program takes are not seen on the interface that runs it: capture at the other end of the link.
+    /// Records the heads of what an interface of `machine` carries into `<name>.pcap`, the newest 40 MB, until the returned
+    /// process is dropped. Frames that an XDP program takes are not seen on the interface that runs it: capture at the other
+    /// end of the link.
     pub fn capture(&self, machine: &Machine, interface: &str, name: &str) -> Result<Process> {
         let file = self.dir.join(format!("{name}.pcap"));
         let file = file.to_string_lossy();
-        self.spawn(machine, &format!("tcpdump-{name}"), &["tcpdump", "-U", "-n", "-i", interface, "-w", &file])
+        let bounds = ["-s", "160", "-C", "20", "-W", "2", "-Z", "root"];
+        let words = [&["tcpdump", "-U", "-n", "-i", interface, "-w", &file][..], &bounds].concat();
+        self.spawn(machine, &format!("tcpdump-{name}"), &words)
+    }
+
+    /// What it was made for has worked: its logs are of no interest.
+    pub fn passed(&mut self) {
+        self.passed = true;
     }
 
     /// Leaves everything in place when this value goes; the next [`Lab::reap_dead`] leaves it alone, too.
@@ -104,10 +115,25 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if !self.kept {
-            remove(&self.name, &self.dir);
+        if self.kept {
+            return;
         }
+        if !self.passed {
+            report(preserve(&self.name, &self.dir));
+        }
+        remove(&self.name, &self.dir);
     }
+}
+
+/// Saves what tells why a run failed.
+fn preserve(name: &str, dir: &Path) -> Result<()> {
+    let kept = PathBuf::from(artifacts::failures()).join(name);
+    fs::create_dir_all(&kept)?;
+    for file in list(&dir.to_string_lossy()).iter().filter(|file| file.ends_with(".log") || file.contains(".pcap")) {
+        fs::copy(dir.join(file), kept.join(file))?;
+    }
+    eprintln!("the lab's logs and captures are in {}", kept.display());
+    Ok(())
 }
 
 fn pin_root(lab: &str) -> PathBuf {
