@@ -7,9 +7,10 @@
 use crate::image::{MapImage, Ring};
 use crate::maglev::{self, Member};
 use abi::{Backend, Be16, Be32, RingHead, VipKey};
+use ipnet::IpNet;
 use model::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,6 +84,16 @@ pub fn host_ports(image: &MapImage) -> BTreeMap<IpAddr, Vec<(u16, u16)>> {
         }
     }
     found
+}
+
+/// The node's own address blocks in an image, the one with the mesh address first.
+pub fn own_blocks(image: &MapImage) -> Vec<IpNet> {
+    let own = image.blocks.iter().filter(|(_, node)| **node == abi::NODE_SELF);
+    let block = |address: Ipv4Addr| IpNet::new(IpAddr::V4(address), abi::BLOCK_PREFIX_LEN as u8).ok();
+    let mut blocks: Vec<IpNet> = own.filter_map(|(address, _)| block((*address).into())).collect();
+    let mesh = IpAddr::V4(image.uplink.mesh.into());
+    blocks.sort_by_key(|block| !block.contains(&mesh));
+    blocks
 }
 
 fn unused_rings(image: &MapImage) -> impl Iterator<Item = u32> {

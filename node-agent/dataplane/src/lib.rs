@@ -21,7 +21,7 @@ mod tests;
 
 pub use compile::{Compilation, compile};
 pub use image::{MapDelta, MapImage, Ring, Write, diff};
-pub use indices::{Indices, host_ports};
+pub use indices::{Indices, host_ports, own_blocks};
 pub use problem::{RouteProblem, RouteProblemKind};
 pub use routes::{BackendRoute, BackendState, FrontendRoute, FrontendSource, ServiceRoutes};
 pub use snapshot::{LocalEndpoint, Mac, Snapshot, Uplink};

@@ -20,6 +20,7 @@ mod maps;
 mod pins;
 mod sys;
 
+pub use abi::BackendCounters;
 pub use config::{Config, PreflightError};
 pub use datapath::{Datapath, Trace, TraceAction, UplinkMode};
 pub use error::KernelError;

@@ -81,7 +81,10 @@ fn tokens_names_and_authorities_are_checked_at_both_ends() -> Result<()> {
         other.lab.passed();
         other.token("agent")?
     };
-    expect(&refusal(&machine, &agent_words(&spare, &pins, "n2", &foreign))?, &["does not present the CA", "another cluster"])?;
+    expect(
+        &refusal(&machine, &agent_words(&spare, &pins, "n2", &foreign))?,
+        &["does not present the CA", "another cluster"],
+    )?;
     expect(&refusal(&machine, &agent_words(&spare, &pins, "n2", "mesh1.zzz"))?, &["token"])?;
     let nodes = cluster.meshctl(&["node", "status"])?;
     ensure!(nodes.lines().count() == 2, "a refused agent became a node:\n{nodes}");

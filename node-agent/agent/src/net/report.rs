@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use wire::routes;
 
 /// Traffic by backend id.
-pub type Counters = BTreeMap<u32, abi::BackendCounters>;
+pub type Counters = BTreeMap<u32, kernel::BackendCounters>;
 
 pub fn report(
     node: &str,

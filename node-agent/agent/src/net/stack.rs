@@ -122,7 +122,7 @@ impl Stack {
         };
         tracing::info!(adopted = allocs.len(), mode = ?datapath.uplink_mode(), "data path attached");
         let mut stack = Self {
-            blocks: own_blocks(&image),
+            blocks: dataplane::own_blocks(&image),
             indices: Indices::adopt(image, now()),
             config,
             network,
@@ -560,16 +560,6 @@ fn cgroup2_root() -> Option<PathBuf> {
         [_, path, "cgroup2", ..] => Some(PathBuf::from(path)),
         _ => None,
     })
-}
-
-/// The node's blocks as the maps of an earlier agent have them, the one with the mesh address first.
-fn own_blocks(image: &dataplane::MapImage) -> Vec<IpNet> {
-    let own = image.blocks.iter().filter(|(_, node)| **node == abi::NODE_SELF);
-    let block = |address: Ipv4Addr| IpNet::new(IpAddr::V4(address), abi::BLOCK_PREFIX_LEN as u8).ok();
-    let mut blocks: Vec<IpNet> = own.filter_map(|(address, _)| block((*address).into())).collect();
-    let mesh = IpAddr::V4(image.uplink.mesh.into());
-    blocks.sort_by_key(|block| !block.contains(&mesh));
-    blocks
 }
 
 fn now() -> Timestamp {
