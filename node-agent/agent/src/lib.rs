@@ -11,7 +11,7 @@
 //! session's dialer) is plain values.
 //!
 //! Ending the agent, cleanly or not, ends none of what it started: the next start finds supervisors, namespaces and pinned maps
-//! and goes on. [`purge`] is what takes everything away.
+//! and goes on. [`purge()`] is what takes everything away.
 
 pub mod allocs;
 pub mod checks;
