@@ -17,7 +17,7 @@ pub const VALIDITY_DEFAULT: Duration = Duration::from_secs(72 * 3600);
 const CA_VALIDITY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// Clocks of a fleet differ; a certificate made just now is good on a machine that lags by this much.
-const CLOCK_SKEW: Duration = Duration::from_secs(3600);
+pub(crate) const CLOCK_SKEW: Duration = Duration::from_secs(3600);
 
 /// A P-256 request is about 500 bytes; nothing larger is worth parsing.
 const REQUEST_BYTES_MAX: usize = 16 * 1024;

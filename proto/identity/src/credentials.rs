@@ -30,6 +30,7 @@ pub enum CredentialsError {
 }
 
 /// What a machine proves itself with.
+#[derive(Debug)]
 pub struct Credentials {
     pub ca: CertificateDer<'static>,
     pub leaf: CertificateDer<'static>,
@@ -59,34 +60,42 @@ impl Credentials {
 
     /// For dialling: presents the leaf, trusts the cluster's CA alone.
     pub fn client_config(&self) -> Result<Arc<ClientConfig>, CredentialsError> {
-        let config = client_builder(&self.ca)?
-            .with_client_auth_cert(vec![self.leaf.clone()], self.key.clone_key())
-            .map_err(CredentialsError::KeyPair)?;
-        Ok(finish_client(config))
+        let config = self.client_builder()?.with_client_auth_cert(vec![self.leaf.clone()], self.key());
+        Ok(finish_client(config.map_err(CredentialsError::KeyPair)?))
     }
 
     /// For listening: presents leaf and CA (a joiner looks for the CA), and verifies a client's certificate when there is
     /// one. Calls that need one must refuse its absence: only Join goes without.
     pub fn server_config(&self) -> Result<Arc<ServerConfig>, CredentialsError> {
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(&self.ca)?), provider())
-            .allow_unauthenticated()
-            .build()
-            .map_err(CredentialsError::Verifier)?;
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .expect("ring's provider has TLS 1.3 suites")
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(vec![self.leaf.clone(), self.ca.clone()], self.key.clone_key())
-            .map_err(CredentialsError::KeyPair)?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        // A resumed session would skip the check of the client's expiry.
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        Ok(Arc::new(config))
+        let config = self.server_builder()?.with_single_cert(vec![self.leaf.clone(), self.ca.clone()], self.key());
+        Ok(finish_server(config.map_err(CredentialsError::KeyPair)?))
     }
 
     pub fn mtls(&self) -> Result<MtlsConfigs, CredentialsError> {
         Ok(MtlsConfigs { server: self.server_config()?, client: self.client_config()? })
+    }
+
+    pub(crate) fn key(&self) -> PrivateKeyDer<'static> {
+        self.key.clone_key()
+    }
+
+    pub(crate) fn client_builder(
+        &self,
+    ) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>, CredentialsError> {
+        client_builder(&self.ca)
+    }
+
+    pub(crate) fn server_builder(
+        &self,
+    ) -> Result<rustls::ConfigBuilder<ServerConfig, rustls::server::WantsServerCert>, CredentialsError> {
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(&self.ca)?), provider())
+            .allow_unauthenticated()
+            .build()
+            .map_err(CredentialsError::Verifier)?;
+        Ok(ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("ring's provider has TLS 1.3 suites")
+            .with_client_cert_verifier(verifier))
     }
 }
 
@@ -105,7 +114,7 @@ pub(crate) fn roots(ca: &CertificateDer<'static>) -> Result<RootCertStore, Crede
     Ok(roots)
 }
 
-pub(crate) fn certificate_pem(der: &[u8]) -> String {
+pub fn certificate_pem(der: &[u8]) -> String {
     use base64::Engine;
     let body = base64::engine::general_purpose::STANDARD.encode(der);
     let lines: Vec<&str> =
@@ -122,7 +131,15 @@ fn client_builder(
         .with_root_certificates(roots(ca)?))
 }
 
-fn finish_client(mut config: ClientConfig) -> Arc<ClientConfig> {
+pub(crate) fn finish_server(mut config: ServerConfig) -> Arc<ServerConfig> {
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    // A resumed session would skip the check of the client's expiry.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Arc::new(config)
+}
+
+pub(crate) fn finish_client(mut config: ClientConfig) -> Arc<ClientConfig> {
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.resumption = rustls::client::Resumption::disabled();
     Arc::new(config)

@@ -11,22 +11,23 @@
 //!   Credentials                leaf (mesh://server/<id> or mesh://agent/<node id>) + CA: mTLS from here on
 //! ```
 //!
-//! Only TLS 1.3, only the ring provider. Certificates are not renewed yet: a machine whose certificate ran out joins again
-//! with a fresh token (renewal at half life comes with a later issue), so [`VALIDITY_DEFAULT`] bounds how long a machine runs
-//! unattended.
+//! Only TLS 1.3, only the ring provider. Certificates are short-lived and renewed at half life ([`renew_at`]); handshakes
+//! present the newest one ([`LiveCredentials`]). A machine that was away for longer than [`VALIDITY_DEFAULT`] joins again.
 
 mod authority;
 mod credentials;
 mod first_contact;
 mod peer;
+mod renewal;
 mod rpc;
 mod seal;
 mod token;
 
 pub use authority::{CertificateAuthority, KeyAndRequest, SignError, Subject, VALIDITY_DEFAULT};
-pub use credentials::{Credentials, CredentialsError, MtlsConfigs, anonymous_client_config};
+pub use credentials::{Credentials, CredentialsError, MtlsConfigs, anonymous_client_config, certificate_pem};
 pub use first_contact::{FirstContactError, fetch_ca};
 pub use peer::{PeerError, peer_role, valid_until};
+pub use renewal::{LiveCredentials, ReplaceError, renew_at, retry_renewal_in};
 pub use rpc::{BadName, RPC_MESSAGE_BYTES_MAX, channel};
 pub use seal::{SealError, SealKey};
 pub use token::{Token, TokenError};

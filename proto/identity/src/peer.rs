@@ -34,8 +34,15 @@ pub fn peer_role(certificate_der: &[u8]) -> Result<(Role, String), PeerError> {
 
 /// When the certificate runs out.
 pub fn valid_until(certificate_der: &[u8]) -> Result<SystemTime, PeerError> {
-    let seconds = parse(certificate_der)?.validity().not_after.timestamp();
-    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+    validity(certificate_der).map(|(_, not_after)| not_after)
+}
+
+/// From when until when.
+pub(crate) fn validity(certificate_der: &[u8]) -> Result<(SystemTime, SystemTime), PeerError> {
+    let certificate = parse(certificate_der)?;
+    let at = |seconds: i64| SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+    let validity = certificate.validity();
+    Ok((at(validity.not_before.timestamp()), at(validity.not_after.timestamp())))
 }
 
 fn parse(der: &[u8]) -> Result<X509Certificate<'_>, PeerError> {

@@ -251,3 +251,37 @@ async fn tls_1_2_is_refused() {
     let error = dial(address, SERVER_NAME, Arc::new(old)).await.unwrap_err();
     assert!(error.contains("ProtocolVersion"), "{error}");
 }
+
+#[tokio::test]
+async fn handshakes_present_the_newest_certificate_and_no_other_machines() {
+    let ca = authority();
+    let brief = credentials(&ca, Subject::Server(ServerId(1)), Duration::ZERO);
+    let (listening, dialling) = (LiveCredentials::new(brief).unwrap(), LiveCredentials::new(server(&ca, 2)).unwrap());
+    let address = listen(listening.mtls().unwrap().server).await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let client = dialling.mtls().unwrap().client;
+    let error = dial(address, SERVER_NAME, Arc::clone(&client)).await.unwrap_err();
+    assert!(error.contains("expired"), "{error}");
+    // The same configurations, after the listener's certificate was replaced.
+    listening.replace(server(&ca, 1)).unwrap();
+    dial(address, SERVER_NAME, Arc::clone(&client)).await.unwrap();
+    dialling.replace(credentials(&ca, Subject::Server(ServerId(2)), Duration::ZERO)).unwrap();
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let error = dial(address, SERVER_NAME, client).await.unwrap_err();
+    assert!(error.contains("Expired"), "{error}");
+
+    assert!(matches!(listening.replace(server(&ca, 3)), Err(ReplaceError::OtherIdentity { .. })));
+    assert!(matches!(listening.replace(server(&authority(), 1)), Err(ReplaceError::OtherAuthority)));
+    assert_eq!(listening.current().identity().unwrap().1, "1");
+}
+
+#[test]
+fn renewal_is_due_at_half_life_with_a_little_spread() {
+    let now = std::time::SystemTime::now();
+    let leaf = credentials(&authority(), Subject::Server(ServerId(1)), Duration::from_secs(1000)).leaf;
+    let due = |jitter| renew_at(&leaf, jitter).unwrap().duration_since(now).unwrap().as_secs_f64();
+    assert!((due(0.0) - 500.0).abs() < 2.0 && (due(1.0) - 600.0).abs() < 2.0, "{} {}", due(0.0), due(1.0));
+    let retry = |after: u64| retry_renewal_in(&leaf, now + Duration::from_secs(after));
+    assert!((retry(500).as_secs_f64() - 100.0).abs() < 2.0);
+    assert_eq!((retry(999), retry(2000)), (Duration::from_millis(200), Duration::from_secs(60)));
+}
