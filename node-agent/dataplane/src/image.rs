@@ -1,4 +1,4 @@
-//! What the kernel maps hold, as a value: the wanted one comes from [`crate::compile`], the present one from the maps
+//! What the kernel maps hold, as a value: the wanted one comes from [`crate::compile()`], the present one from the maps
 //! themselves, and [`diff`] is what remains to be written.
 
 use abi::{Backend, Be32, Endpoint, Node, RingHead, Uplink, VipKey, VipValue};
