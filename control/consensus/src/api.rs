@@ -33,6 +33,8 @@ pub struct Config {
     pub log_bytes_max: usize,
     /// Proposals and reads that may wait; more are refused with `Overloaded`.
     pub pending_max: usize,
+    /// Bytes of committed entries that may wait for the state machine before this server takes no more from its leader.
+    pub apply_bytes_max: usize,
     /// Largest proposal in bytes.
     pub proposal_bytes_max: usize,
     /// What to do when the process must end. The default prints the reason and aborts.
@@ -54,6 +56,7 @@ impl Config {
             trailing: 10240,
             log_bytes_max: 64 << 20,
             pending_max: 4096,
+            apply_bytes_max: 32 << 20,
             proposal_bytes_max: 2 << 20,
             on_fatal: Arc::new(end_process),
         }
@@ -122,6 +125,17 @@ pub struct Status {
     pub applied: u64,
     pub voters: Vec<u64>,
     pub learners: Vec<u64>,
+}
+
+/// Another member, or this server itself, as the leader sees it; on other servers only the membership means something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerState {
+    pub id: u64,
+    pub is_voter: bool,
+    /// The last log entry that it is known to hold.
+    pub matched: u64,
+    /// Heard of within two election timeouts.
+    pub is_active: bool,
 }
 
 /// One step of membership; the next one waits until it is applied.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 
 use crate::api::{ChangeError, Committed, OnFatal, ProposeError, ReadError, StateMachine};
@@ -11,11 +11,38 @@ use crate::driver::{Answer, Input};
 
 /// Done in the order sent.
 pub(crate) enum Work {
-    Apply(Vec<(Applied, Option<Waiter>)>),
+    Apply { entries: Vec<(Applied, Option<Waiter>)>, bytes: Backlog },
     Restore { index: u64, data: Vec<u8> },
     Snapshot { index: u64 },
     Read { index: u64, readers: Vec<Answer<u64, ReadError>> },
 }
+
+/// Bytes that wait for the state machine; they count until this is dropped.
+pub(crate) struct Backlog {
+    bytes: usize,
+    total: Arc<AtomicUsize>,
+}
+
+impl Backlog {
+    pub(crate) fn new(entries: &[Applied], total: &Arc<AtomicUsize>) -> Backlog {
+        let size = |entry: &Applied| match &entry.payload {
+            Payload::Command(data) => data.len() + ENTRY_BYTES,
+            Payload::Nothing | Payload::Membership => ENTRY_BYTES,
+        };
+        let bytes = entries.iter().map(size).sum();
+        total.fetch_add(bytes, Ordering::Relaxed);
+        Backlog { bytes, total: total.clone() }
+    }
+}
+
+impl Drop for Backlog {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// What an entry costs beside its data.
+const ENTRY_BYTES: usize = 64;
 
 /// Who waits for an entry.
 pub(crate) enum Waiter {
@@ -53,7 +80,10 @@ impl Applier {
 
     fn perform(&mut self, work: Work) -> bool {
         match work {
-            Work::Apply(entries) => entries.into_iter().for_each(|(entry, waiter)| self.apply(entry, waiter)),
+            Work::Apply { entries, bytes } => {
+                entries.into_iter().for_each(|(entry, waiter)| self.apply(entry, waiter));
+                drop(bytes);
+            }
             Work::Restore { index, data } => return self.restore(index, &data),
             Work::Snapshot { index } => {
                 let data = self.machine.snapshot();

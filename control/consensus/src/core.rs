@@ -14,7 +14,7 @@ use raft::eraftpb::{
 };
 use raft::{ProgressState, RawNode, SnapshotStatus, StateRole, Storage};
 
-use crate::api::{ChangeError, MembershipChange, ProposeError, Role};
+use crate::api::{ChangeError, MembershipChange, PeerState, ProposeError, Role};
 use crate::log::Log;
 use crate::reads::Reads;
 use crate::store::{Loaded, SnapshotWrite, Write};
@@ -118,6 +118,8 @@ pub struct Core {
     last_write: u64,
     snapshot_wanted: Option<SnapshotMetadata>,
     snapshots_sent: BTreeMap<u64, u64>,
+    /// When each member was heard of last.
+    heard: BTreeMap<u64, u64>,
     reads: Reads,
     standing: Standing,
     role_changes: u64,
@@ -165,6 +167,7 @@ impl Core {
             last_write: 0,
             snapshot_wanted: None,
             snapshots_sent: BTreeMap::new(),
+            heard: BTreeMap::new(),
             standing: Standing::default(),
             role_changes: 0,
             effects: Vec::new(),
@@ -193,6 +196,9 @@ impl Core {
     pub fn step(&mut self, bytes: &[u8]) -> Result<(), StepError> {
         let message = Message::decode(bytes).map_err(|_| StepError::Malformed)?;
         self.check(&message)?;
+        if self.raw.raft.prs().get(message.from).is_some() {
+            self.heard.insert(message.from, self.now);
+        }
         // Campaigning while a write is under way could not count on the log; the sender's next heartbeat tries again.
         if message.msg_type() == MessageType::MsgTimeoutNow && !self.writes.is_empty() {
             return Ok(());
@@ -213,7 +219,11 @@ impl Core {
         let mut message = Message { from: self.config.id, entries, ..Message::default() };
         message.set_msg_type(MessageType::MsgPropose);
         // Refused while leadership is handed over or too much is uncommitted; both pass.
-        self.raw.raft.step(message).map_err(|_| ProposeError::Overloaded)?;
+        let handing_over = self.raw.raft.lead_transferee.is_some();
+        self.raw.raft.step(message).map_err(|_| match handing_over {
+            true => ProposeError::NotLeader { leader: None },
+            false => ProposeError::Overloaded,
+        })?;
         Ok(Position { index, term: self.raw.raft.term })
     }
 
@@ -228,6 +238,27 @@ impl Core {
         let change = ConfChangeV2 { changes: vec![single], ..ConfChangeV2::default() };
         self.raw.propose_conf_change(Vec::new(), change).map_err(|_| ChangeError::Busy)?;
         Ok(Position { index: self.last_index(), term: self.raw.raft.term })
+    }
+
+    /// Whether [`Core::change`] would propose it now.
+    pub fn may_change(&self, change: MembershipChange) -> Result<(), ChangeError> {
+        self.check_change(change).map(drop)
+    }
+
+    /// Every member, this server included.
+    pub fn peers(&self) -> Vec<PeerState> {
+        let members = sorted(&[&self.conf_state.voters[..], &self.conf_state.learners[..]].concat());
+        let matched = |id| match self.raw.raft.prs().get(id) {
+            _ if id == self.config.id => self.last_index(),
+            progress => progress.map_or(0, |progress| progress.matched),
+        };
+        let state = |id: u64| PeerState {
+            id,
+            is_voter: self.conf_state.voters.contains(&id),
+            matched: matched(id),
+            is_active: self.is_active(id),
+        };
+        members.into_iter().map(state).collect()
     }
 
     /// Hands leadership to a voter that has caught up; nothing happens if this server does not lead.
@@ -415,7 +446,19 @@ impl Core {
         if id == self.config.id {
             return Err(ChangeError::Refused { reason: "the leader cannot remove itself; hand leadership over first" });
         }
+        let remaining: Vec<u64> = self.conf_state.voters.iter().copied().filter(|voter| *voter != id).collect();
+        if remaining.iter().filter(|voter| self.is_active(**voter)).count() <= remaining.len() / 2 {
+            return Err(ChangeError::Refused {
+                reason: "without it too few of the other voters answer to agree on anything; bring one of them back \
+                         first",
+            });
+        }
         Ok(ConfChangeType::RemoveNode)
+    }
+
+    fn is_active(&self, id: u64) -> bool {
+        let patience = 2 * self.config.election_ticks as u64;
+        id == self.config.id || self.heard.get(&id).is_some_and(|heard| self.now - heard <= patience)
     }
 
     fn handle_ready(&mut self) {
@@ -613,6 +656,17 @@ impl Core {
             StateRole::Follower => Role::Learner,
         }
     }
+}
+
+/// Whether an encoded message carries a snapshot: the only kind that may be too large to go before a heartbeat.
+pub fn is_snapshot(message: &[u8]) -> bool {
+    // The type is the first field, and left out when it is 0.
+    message.starts_with(&[0x08, MessageType::MsgSnapshot as u8])
+}
+
+/// Whether an encoded message carries entries or a new commit index.
+pub(crate) fn is_append(message: &[u8]) -> bool {
+    message.starts_with(&[0x08, MessageType::MsgAppend as u8])
 }
 
 /// Why a message was not taken in.

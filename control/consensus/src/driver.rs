@@ -9,16 +9,19 @@ use std::time::{Duration, Instant};
 use futures_channel::oneshot;
 
 use crate::api::{
-    ChangeError, Committed, MembershipChange, OnFatal, ProposeError, ReadError, Role, Status, Transport, Watcher,
+    ChangeError, Committed, MembershipChange, OnFatal, PeerState, ProposeError, ReadError, Role, Status, Transport,
+    Watcher,
 };
-use crate::applier::{Waiter, Work};
-use crate::core::{Applied, Core, Effect, Position, Standing};
+use crate::applier::{Backlog, Waiter, Work};
+use crate::core::{Applied, Core, Effect, Position, Standing, is_append};
 use crate::store::Write;
 
 pub(crate) enum Input {
     Propose { command: Vec<u8>, answer: Answer<Committed, ProposeError> },
     Read { answer: Answer<u64, ReadError> },
     Change { change: MembershipChange, answer: Answer<u64, ChangeError> },
+    MayChange { change: MembershipChange, answer: Answer<(), ChangeError> },
+    Peers { answer: Answer<Vec<PeerState>, ReadError> },
     Step { message: Vec<u8>, place: Place },
     Unreachable(u64),
     TransferLeader(u64),
@@ -78,6 +81,9 @@ pub(crate) struct Driver {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) writes: Sender<Write>,
     pub(crate) works: Sender<Work>,
+    /// Bytes that wait for the state machine, and how many may.
+    pub(crate) backlog: Arc<AtomicUsize>,
+    pub(crate) apply_bytes_max: usize,
     pub(crate) status: Arc<Mutex<Status>>,
     pub(crate) on_fatal: OnFatal,
     pub(crate) requests: Requests,
@@ -131,6 +137,8 @@ impl Driver {
             Input::Propose { command, answer } => self.requests.batch.push((command, answer)),
             Input::Read { answer } => self.read(answer),
             Input::Change { change, answer } => self.change(change, answer),
+            Input::MayChange { change, answer } => answer.give(self.core.may_change(change)),
+            Input::Peers { answer } => answer.give(Ok(self.core.peers())),
             Input::Step { message, place } => self.step(&message, place),
             Input::Unreachable(peer) => self.core.report_unreachable(peer),
             Input::TransferLeader(to) => self.core.transfer_leader(to),
@@ -173,6 +181,10 @@ impl Driver {
 
     fn step(&mut self, message: &[u8], place: Place) {
         drop(place);
+        // Not taken in is not acknowledged: the leader waits, and repeats after a heartbeat.
+        if is_append(message) && self.backlog.load(Ordering::Relaxed) > self.apply_bytes_max {
+            return;
+        }
         if let Err(error) = self.core.step(message) {
             tracing::warn!(%error, bytes = message.len(), "a peer's message was dropped");
         }
@@ -210,11 +222,12 @@ impl Driver {
     }
 
     fn apply(&mut self, entries: Vec<Applied>) {
+        let bytes = Backlog::new(&entries, &self.backlog);
         let entries = entries.into_iter().map(|entry| {
             let waiter = self.requests.waiter(entry.index, entry.term);
             (entry, waiter)
         });
-        let _ = self.works.send(Work::Apply(entries.collect()));
+        let _ = self.works.send(Work::Apply { entries: entries.collect(), bytes });
     }
 
     fn answer_reads(&mut self, reads: &[u64], index: u64) {

@@ -24,9 +24,9 @@ mod reads;
 mod store;
 
 pub use api::{
-    ChangeError, Committed, Config, MembershipChange, OnFatal, ProposeError, ReadError, RestoreError, Role, StartError,
-    StateMachine, Status, StoreError, Transport, Watcher,
+    ChangeError, Committed, Config, MembershipChange, OnFatal, PeerState, ProposeError, ReadError, RestoreError, Role,
+    StartError, StateMachine, Status, StoreError, Transport, Watcher,
 };
-pub use core::{Applied, Core, CoreConfig, CoreError, Effect, Payload, Position, Standing, StepError};
+pub use core::{Applied, Core, CoreConfig, CoreError, Effect, Payload, Position, Standing, StepError, is_snapshot};
 pub use raft::{Pending, Raft};
 pub use store::{Base, DiskStore, Loaded, LogStore, MemoryStore, SnapshotWrite, Write, genesis};

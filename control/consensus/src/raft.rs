@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -12,8 +12,8 @@ use std::thread::{self, JoinHandle};
 use futures_channel::oneshot;
 
 use crate::api::{
-    ChangeError, Committed, Config, MembershipChange, OnFatal, ProposeError, ReadError, Role, StartError, StateMachine,
-    Status, StoreError, Transport, Watcher,
+    ChangeError, Committed, Config, MembershipChange, OnFatal, PeerState, ProposeError, ReadError, Role, StartError,
+    StateMachine, Status, StoreError, Transport, Watcher,
 };
 use crate::applier::{Applier, Work};
 use crate::core::{Core, CoreConfig};
@@ -45,6 +45,7 @@ struct Shared {
     inputs: Sender<Input>,
     status: Arc<Mutex<Status>>,
     applied: Arc<AtomicU64>,
+    backlog: Arc<AtomicUsize>,
     requests: Room,
     messages: Room,
     proposal_bytes_max: usize,
@@ -99,6 +100,16 @@ impl Raft {
         self.ask(ChangeError::Busy, ChangeError::Stopped, |answer| Input::Change { change, answer })
     }
 
+    /// Whether [`Raft::change`] would be proposed now: for those who have to tell others first.
+    pub fn may_change(&self, change: MembershipChange) -> Pending<(), ChangeError> {
+        self.ask(ChangeError::Busy, ChangeError::Stopped, |answer| Input::MayChange { change, answer })
+    }
+
+    /// The members as this server sees them, itself included.
+    pub fn peers(&self) -> Pending<Vec<PeerState>, ReadError> {
+        self.ask(ReadError::Overloaded, ReadError::Stopped, |answer| Input::Peers { answer })
+    }
+
     /// Takes in a message that a peer's transport carried here. Bytes that are no message are dropped and logged.
     pub fn step(&self, message: Vec<u8>) {
         if let Some(place) = self.shared.messages.take() {
@@ -119,6 +130,11 @@ impl Raft {
     /// What this server knows at the moment.
     pub fn status(&self) -> Status {
         Status { applied: self.shared.applied.load(Ordering::Acquire), ..lock(&self.shared.status).clone() }
+    }
+
+    /// Bytes of committed entries that wait for the state machine here.
+    pub fn apply_backlog(&self) -> usize {
+        self.shared.backlog.load(Ordering::Relaxed)
     }
 
     /// Calls `watcher` now and at each change of role, leader, term or membership, on the driver's thread: be brief.
@@ -221,6 +237,7 @@ fn start_threads(
     let (works, work_queue) = channel();
     let status = Arc::new(Mutex::new(first_status(config.id, &core)));
     let applied = Arc::new(AtomicU64::new(core.applied()));
+    let backlog = Arc::<AtomicUsize>::default();
     let on_fatal = config.on_fatal.clone();
     let applier = Applier {
         machine,
@@ -235,6 +252,8 @@ fn start_threads(
         transport,
         writes,
         works,
+        backlog: backlog.clone(),
+        apply_bytes_max: config.apply_bytes_max,
         status: status.clone(),
         on_fatal: on_fatal.clone(),
         requests: Requests::default(),
@@ -248,6 +267,7 @@ fn start_threads(
         inputs,
         status,
         applied,
+        backlog,
         requests: Room::new(config.pending_max),
         messages: Room::new(MESSAGES_MAX),
         proposal_bytes_max: config.proposal_bytes_max,

@@ -244,6 +244,82 @@ fn more_than_the_bound_is_refused_as_overloaded() {
     }
 }
 
+#[test]
+fn removing_a_server_must_leave_a_majority_that_answers() {
+    let network = Network::default();
+    let mut servers = group(&network, &[1, 2, 3]);
+    let first = leader(&servers);
+    let leading = servers.remove(first);
+    let active = || wait(leading.raft.peers()).unwrap().iter().filter(|peer| peer.is_active && peer.is_voter).count();
+    eventually("everybody answers", || active() == 3);
+    let [alive, dead] = [&servers[0], &servers[1]];
+    let (alive_id, dead_id) = (alive.raft.status().id, dead.raft.status().id);
+    stop(&network, dead);
+    eventually("the loss is noticed", || active() == 2);
+    let refusal = wait(leading.raft.may_change(MembershipChange::Remove(alive_id))).unwrap_err();
+    assert!(refusal.to_string().contains("too few of the other voters"), "{refusal}");
+    assert_eq!(wait(leading.raft.change(MembershipChange::Remove(alive_id))).unwrap_err(), refusal);
+    wait(leading.raft.change(MembershipChange::Remove(dead_id))).unwrap();
+    wait(leading.raft.propose(b"with two".to_vec())).unwrap();
+    stop(&network, alive);
+    stop(&network, &leading);
+}
+
+/// Applies nothing while its gate is shut.
+#[derive(Clone, Default)]
+struct Gated {
+    journal: Journal,
+    shut: Arc<AtomicBool>,
+}
+
+impl StateMachine for Gated {
+    fn apply(&mut self, index: u64, data: &[u8]) -> Vec<u8> {
+        while self.shut.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.journal.apply(index, data)
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        self.journal.snapshot()
+    }
+
+    fn restore(&mut self, index: u64, data: &[u8]) -> Result<(), RestoreError> {
+        self.journal.restore(index, data)
+    }
+}
+
+#[test]
+fn a_follower_that_applies_slowly_holds_a_bounded_backlog_and_catches_up() {
+    let network = Network::default();
+    let directories: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let machines: Vec<Gated> = (0..3).map(|_| Gated::default()).collect();
+    let start_one = |id: u64| {
+        let at = id as usize - 1;
+        let config =
+            Config { bootstrap: Some(vec![1, 2, 3]), apply_bytes_max: 64 << 10, ..config(id, &directories[at], id) };
+        let link = Arc::new(Link { from: id, network: network.clone() });
+        let raft = Raft::start(config, link, Box::new(machines[at].clone())).unwrap();
+        network.servers.lock().unwrap().insert(id, raft.clone());
+        raft
+    };
+    let rafts: Vec<Raft> = (1..=3).map(start_one).collect();
+    eventually("a leader", || rafts.iter().any(|raft| raft.status().role == Role::Leader));
+    let leading = rafts.iter().position(|raft| raft.status().role == Role::Leader).unwrap();
+    let slow = (leading + 1) % 3;
+    machines[slow].shut.store(true, Ordering::Relaxed);
+    let mut most = 0;
+    for _ in 0..400 {
+        wait(rafts[leading].propose(vec![b'x'; 4 << 10])).unwrap();
+        most = most.max(rafts[slow].apply_backlog());
+    }
+    assert!(most > 64 << 10 && most < 400 << 10, "1.6 MiB were written, {most} bytes waited");
+    assert_eq!(rafts[leading].status().role, Role::Leader);
+    machines[slow].shut.store(false, Ordering::Relaxed);
+    eventually("it catches up", || machines[slow].journal.0.lock().unwrap().len() == 400);
+    rafts.iter().for_each(Raft::shutdown);
+}
+
 /// A disk whose syncs hang or fail on demand.
 #[derive(Clone, Default)]
 struct BadDisk {
