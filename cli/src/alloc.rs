@@ -1,6 +1,6 @@
 //! `meshctl alloc`: one allocation's state, and its tasks' output.
 
-use crate::client::Endpoint;
+use crate::client::{Endpoint, part};
 use crate::json::{entries, list, number, print_pretty, text};
 use crate::table::{block, columns, row, short, time};
 use anyhow::{Context, Result, bail};
@@ -49,8 +49,9 @@ pub fn run(endpoint: &Endpoint, command: Command) -> Result<()> {
             let kind = if stderr { "stderr" } else { "stdout" };
             let origin = if tail { format!("&origin=end&offset={}", n as u64 * LINE_BYTES) } else { String::new() };
             let path = format!(
-                "/v1/client/fs/logs/{}?task={task}&type={kind}&follow={follow}&plain=true{origin}",
-                text(&alloc, "ID")
+                "/v1/client/fs/logs/{}?task={}&type={kind}&follow={follow}&plain=true{origin}",
+                text(&alloc, "ID"),
+                part(&task)
             );
             copy(endpoint.open(&path)?, tail.then_some(n).filter(|_| !follow))
         }
@@ -59,7 +60,7 @@ pub fn run(endpoint: &Endpoint, command: Command) -> Result<()> {
 
 /// The whole allocation for an id or the first characters of one.
 fn resolve(endpoint: &Endpoint, id: &str) -> Result<Value> {
-    let stubs: Value = endpoint.get(&format!("/v1/allocations?prefix={id}"))?;
+    let stubs: Value = endpoint.get(&format!("/v1/allocations?prefix={}", part(id)))?;
     match list(&stubs) {
         [] => bail!("no allocation has an id that begins with {id}; `meshctl job status NAME` lists a job's"),
         [stub] => endpoint.get(&format!("/v1/allocation/{}", text(stub, "ID"))),

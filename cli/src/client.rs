@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::Read;
@@ -53,6 +54,12 @@ impl Endpoint {
     }
 }
 
+/// A name or id as one part of a path or query: nothing in it can be taken for the URL's own punctuation.
+pub fn part(text: &str) -> PercentEncode<'_> {
+    const PUNCTUATION: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+    utf8_percent_encode(text, PUNCTUATION)
+}
+
 fn agent() -> ureq::Agent {
     let config =
         ureq::Agent::config_builder().http_status_as_error(false).timeout_connect(Some(Duration::from_secs(5)));
@@ -84,4 +91,15 @@ fn checked(response: ureq::http::Response<ureq::Body>) -> Result<Box<dyn Read>> 
 fn read_json<T: DeserializeOwned>(path: &str, body: Box<dyn Read>) -> Result<T> {
     serde_json::from_reader(body.take(BODY_MAX))
         .with_context(|| format!("the answer to {path} is not what was expected"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_cannot_become_path_or_query() {
+        assert_eq!(part("web?purge=true#/a").to_string(), "web%3Fpurge%3Dtrue%23%2Fa");
+        assert_eq!(part("web-1.2_~").to_string(), "web-1.2_~");
+    }
 }

@@ -1,6 +1,6 @@
 //! `meshctl eval`: what became of requests to reconcile a job.
 
-use crate::client::Endpoint;
+use crate::client::{Endpoint, part};
 use crate::json::{list, print_pretty, text};
 use crate::table::{block, columns, row, short};
 use anyhow::{Result, bail};
@@ -48,7 +48,7 @@ fn eval_table(evals: &[Value]) -> String {
 }
 
 fn status(endpoint: &Endpoint, id: &str, json: bool) -> Result<()> {
-    let evals: Value = endpoint.get(&format!("/v1/evaluations?prefix={id}"))?;
+    let evals: Value = endpoint.get(&format!("/v1/evaluations?prefix={}", part(id)))?;
     let eval = match list(&evals) {
         [eval] => eval,
         [] => bail!("no evaluation has an id that begins with {id}; `meshctl eval list` lists them"),

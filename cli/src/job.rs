@@ -1,6 +1,6 @@
 //! `meshctl job`: register a job file, follow its evaluation, show and stop jobs.
 
-use crate::client::Endpoint;
+use crate::client::{Endpoint, part};
 use crate::json::{entries, list, now, number, print_pretty, text};
 use crate::table::{ago, block, columns, row, short, time};
 use anyhow::{Context, Result, bail};
@@ -101,7 +101,7 @@ fn validate(file: &std::path::Path) -> Result<()> {
 }
 
 fn stop(endpoint: &Endpoint, id: &str, purge: bool, detach: bool) -> Result<ExitCode> {
-    let answer: Value = endpoint.delete(&format!("/v1/job/{id}?purge={purge}"))?;
+    let answer: Value = endpoint.delete(&format!("/v1/job/{}?purge={purge}", part(id)))?;
     follow(endpoint, &text(&answer, "EvalID"), detach)
 }
 
@@ -196,7 +196,7 @@ fn status(endpoint: &Endpoint, json: bool) -> Result<()> {
 }
 
 fn show(endpoint: &Endpoint, id: &str, json: bool) -> Result<()> {
-    let job: Value = endpoint.get(&format!("/v1/job/{id}"))?;
+    let job: Value = endpoint.get(&format!("/v1/job/{}", part(id)))?;
     if json {
         print_pretty(&job);
         return Ok(());
@@ -215,9 +215,9 @@ fn show(endpoint: &Endpoint, id: &str, json: bool) -> Result<()> {
             ("Status", text(&job, "Status")),
         ])
     );
-    let summary: Value = endpoint.get(&format!("/v1/job/{id}/summary"))?;
+    let summary: Value = endpoint.get(&format!("/v1/job/{}/summary", part(id)))?;
     println!("Summary\n{}\n", summary_table(&summary));
-    let evals: Value = endpoint.get(&format!("/v1/job/{id}/evaluations"))?;
+    let evals: Value = endpoint.get(&format!("/v1/job/{}/evaluations", part(id)))?;
     if let Some(blocked) = list(&evals).iter().find(|eval| eval["Status"] == "blocked") {
         println!("Placement Failure\n{}\n", failures(&blocked["FailedTGAllocs"]));
     }
@@ -235,7 +235,7 @@ fn summary_table(summary: &Value) -> String {
 }
 
 fn allocs(endpoint: &Endpoint, id: &str) -> Result<()> {
-    let allocs: Value = endpoint.get(&format!("/v1/job/{id}/allocations"))?;
+    let allocs: Value = endpoint.get(&format!("/v1/job/{}/allocations", part(id)))?;
     if list(&allocs).is_empty() {
         println!("No allocations placed");
         return Ok(());
@@ -266,7 +266,7 @@ pub fn alloc_table(allocs: &Value) -> String {
 }
 
 fn inspect(endpoint: &Endpoint, id: &str) -> Result<()> {
-    let job: Value = endpoint.get(&format!("/v1/job/{id}"))?;
+    let job: Value = endpoint.get(&format!("/v1/job/{}", part(id)))?;
     print_pretty(&json!({ "Job": job }));
     Ok(())
 }

@@ -3,6 +3,7 @@
 mod alloc;
 mod args;
 mod client;
+mod dev;
 mod eval;
 mod job;
 mod json;
@@ -60,7 +61,7 @@ enum Command {
     #[command(subcommand)]
     Agent(serve::AgentCommand),
     /// Run a server and an agent in one process on this machine, for trying things out
-    Dev(serve::DevOptions),
+    Dev(dev::Options),
     /// Print the version
     Version,
 }
@@ -99,7 +100,7 @@ fn run(options: Options) -> Result<ExitCode> {
         Command::Operator(command) => done(operator::run(&endpoint, command)),
         Command::Server(command) => done(serve::server(&endpoint, command)),
         Command::Agent(command) => done(serve::agent(command)),
-        Command::Dev(options) => done(serve::dev(options)),
+        Command::Dev(options) => done(dev::run(&options)),
         Command::Version => {
             println!("meshctl v{}", model::VERSION);
             Ok(ExitCode::SUCCESS)

@@ -1,6 +1,6 @@
 //! `meshctl node`: the machines and what they run.
 
-use crate::client::Endpoint;
+use crate::client::{Endpoint, part};
 use crate::json::{entries, list, print_pretty, text};
 use crate::table::{block, columns, row, short};
 use anyhow::{Result, bail};
@@ -21,7 +21,7 @@ pub enum Command {
 pub fn run(endpoint: &Endpoint, command: Command) -> Result<()> {
     let Command::Status { json, id } = command;
     let prefix = id.as_deref().unwrap_or_default();
-    let nodes: Value = endpoint.get(&format!("/v1/nodes?prefix={prefix}"))?;
+    let nodes: Value = endpoint.get(&format!("/v1/nodes?prefix={}", part(prefix)))?;
     match (id.is_some(), list(&nodes)) {
         (false, _) if json => print_pretty(&nodes),
         (false, nodes) => println!("{}", node_table(nodes)),
@@ -42,7 +42,7 @@ fn node_table(nodes: &[Value]) -> String {
 }
 
 fn show(endpoint: &Endpoint, id: &str, json: bool) -> Result<()> {
-    let node: Value = endpoint.get(&format!("/v1/node/{id}"))?;
+    let node: Value = endpoint.get(&format!("/v1/node/{}", part(id)))?;
     if json {
         print_pretty(&node);
         return Ok(());
@@ -69,7 +69,7 @@ fn show(endpoint: &Endpoint, id: &str, json: bool) -> Result<()> {
         rows.push([vec![driver.clone()], cells.to_vec()].concat());
     }
     println!("Drivers\n{}\n", columns(&rows));
-    let allocs: Value = endpoint.get(&format!("/v1/node/{id}/allocations"))?;
+    let allocs: Value = endpoint.get(&format!("/v1/node/{}/allocations", part(id)))?;
     println!("Allocations\n{}", crate::job::alloc_table(&allocs));
     Ok(())
 }

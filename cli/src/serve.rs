@@ -1,16 +1,15 @@
-//! `meshctl server`, `meshctl agent`, `meshctl dev`: the processes that stay.
+//! `meshctl server` and `meshctl agent`: the processes that stay.
 
 use crate::client::Endpoint;
 use crate::operator;
-use agent::{Agent, AgentConfig};
+use agent::AgentConfig;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use server::{Mode, Server, ServerConfig, TokenRequest};
+use ipnet::IpNet;
+use server::{Mode, ServerConfig};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
-use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Subcommand)]
 pub enum ServerCommand {
@@ -18,6 +17,12 @@ pub enum ServerCommand {
     Init {
         #[command(flatten)]
         options: ServerOptions,
+        /// Where allocations' addresses come from; cannot be changed later
+        #[arg(long, default_value = "10.64.0.0/11", value_name = "CIDR")]
+        alloc_range: IpNet,
+        /// Where services' virtual addresses come from; cannot be changed later
+        #[arg(long, default_value = "10.43.0.0/16", value_name = "CIDR")]
+        vip_range: IpNet,
     },
     /// Start a server that joins a cluster with a token
     Join {
@@ -48,26 +53,41 @@ pub struct ServerOptions {
     name: Option<String>,
     #[arg(long, default_value = "dc1")]
     datacenter: String,
-    /// Where the RPC listens and other machines reach it
+    /// Where the RPC listens
     #[arg(long, value_name = "IP:PORT")]
     rpc: SocketAddr,
+    /// Where other machines reach the RPC [default: the address it listens on]
+    #[arg(long, value_name = "IP:PORT")]
+    rpc_advertise: Option<SocketAddr>,
     /// Where the HTTP API listens; loopback only
     #[arg(long, default_value = "127.0.0.1:4646", value_name = "IP:PORT")]
     http: SocketAddr,
+    /// How long the certificates that this server signs are good for; they are renewed at half of it
+    #[arg(long, default_value = "72h", value_parser = humantime::parse_duration)]
+    certificate_validity: Duration,
 }
 
 impl ServerOptions {
     fn config(self, mode: Mode) -> Result<ServerConfig> {
         let name = self.name.map_or_else(hostname, Ok)?;
         let defaults = ServerConfig::new(self.data_dir, name, mode);
-        Ok(ServerConfig { datacenter: self.datacenter, rpc_bind: self.rpc, http_bind: Some(self.http), ..defaults })
+        Ok(ServerConfig {
+            datacenter: self.datacenter,
+            rpc_bind: self.rpc,
+            rpc_advertise: self.rpc_advertise,
+            http_bind: Some(self.http),
+            certificate_validity: self.certificate_validity,
+            ..defaults
+        })
     }
 }
 
 pub fn server(endpoint: &Endpoint, command: ServerCommand) -> Result<()> {
     let config = match command {
         ServerCommand::Members => return operator::members(endpoint),
-        ServerCommand::Init { options } => options.config(Mode::init())?,
+        ServerCommand::Init { options, alloc_range, vip_range } => {
+            options.config(Mode::Init { alloc_range, vip_range })?
+        }
         ServerCommand::Join { options, servers, token } => options.config(Mode::Join { servers, token })?,
         ServerCommand::Run { options } => options.config(Mode::Resume)?,
     };
@@ -82,13 +102,13 @@ fn hostname() -> Result<String> {
 }
 
 /// RUST_LOG narrows or widens it.
-fn log_to_stderr() {
+pub fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
 /// Many small tasks that mostly wait: one thread per core, and no more than four.
-fn runtime() -> Result<tokio::runtime::Runtime> {
+pub fn runtime() -> Result<tokio::runtime::Runtime> {
     let threads = std::thread::available_parallelism().map_or(2, usize::from).min(4);
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(threads).enable_all().build().context("could not start the runtime")
@@ -108,8 +128,7 @@ pub enum AgentCommand {
 }
 
 const AGENT_DIR: &str = "/var/lib/meshctl/agent";
-const DEV_DIR: &str = "/var/lib/meshctl/dev";
-const PIN_ROOT: &str = "/sys/fs/bpf/meshctl";
+pub const PIN_ROOT: &str = "/sys/fs/bpf/meshctl";
 
 #[derive(Args)]
 pub struct AgentOptions {
@@ -180,7 +199,7 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 }
 
 /// The first IPv4 address of an interface.
-fn address_of(interface: &str) -> Result<IpAddr> {
+pub fn address_of(interface: &str) -> Result<IpAddr> {
     let all = nix::ifaddrs::getifaddrs().context("uplink: could not list the interfaces")?;
     let own = all.filter(|entry| entry.interface_name == interface);
     let address = own.filter_map(|entry| Some(IpAddr::V4(entry.address?.as_sockaddr_in()?.ip()))).next();
@@ -201,88 +220,4 @@ pub fn agent(command: AgentCommand) -> Result<()> {
             Ok(runtime()?.block_on(agent::purge(&config))?)
         }
     }
-}
-
-#[derive(Args)]
-pub struct DevOptions {
-    /// Emptied at the start and at the end
-    #[arg(long, default_value = DEV_DIR)]
-    data_dir: PathBuf,
-    /// Also forward what comes in through this interface; without it no real interface is touched
-    #[arg(long)]
-    uplink: Option<String>,
-    #[arg(long, default_value = PIN_ROOT)]
-    pin_root: PathBuf,
-    /// Where the HTTP API listens; loopback only
-    #[arg(long, default_value = "127.0.0.1:4646", value_name = "IP:PORT")]
-    http: SocketAddr,
-    /// Where the servers' RPC listens; loopback is enough for one machine
-    #[arg(long, default_value = "127.0.0.1:4647", value_name = "IP:PORT")]
-    rpc: SocketAddr,
-    /// Where DNS listens
-    #[arg(long, default_value = "127.0.0.1:8600", value_name = "IP:PORT")]
-    dns: SocketAddr,
-}
-
-pub fn dev(options: DevOptions) -> Result<()> {
-    log_to_stderr();
-    runtime()?.block_on(run_dev(options))
-}
-
-/// Everything is real but the number of machines; what it made goes with it, and what a killed one left goes first.
-async fn run_dev(options: DevOptions) -> Result<()> {
-    let address = options.uplink.as_deref().map_or(Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)), address_of)?;
-    let defaults = AgentConfig::for_address(address);
-    let mut config = AgentConfig {
-        data_dir: options.data_dir.join("agent"),
-        servers: vec![options.rpc],
-        uplink: options.uplink.clone(),
-        pin_root: options.pin_root.clone(),
-        http_bind: None,
-        dns_bind: options.dns,
-        raw_exec: true,
-        ..defaults
-    };
-    let listener = TcpListener::bind(options.http).await;
-    let listener =
-        listener.with_context(|| format!("http: cannot listen on {}; is another one running?", options.http))?;
-    clear(&options, &config).await?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let server_config = ServerConfig::new(options.data_dir.join("server"), &config.name, Mode::init());
-    let server = Server::start(ServerConfig { rpc_bind: options.rpc, http_bind: None, ..server_config }).await?;
-    let token = TokenRequest { role: model::Role::Agent, uses: 1, ttl: Some(TOKEN_TTL) };
-    config.token = Some(server.create_token(token).await?);
-    let agent = Agent::start(config.clone()).await?;
-    let router = server.router().merge(agent::router(agent.handle()));
-    println!(
-        "meshctl dev: HTTP on {}, DNS on {}; try `meshctl job run examples/web.nomad.hcl`",
-        options.http, options.dns
-    );
-    tokio::select! {
-        served = axum::serve(listener, router) => served?,
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    println!("meshctl dev: stopping, and removing what it made");
-    drop(agent);
-    server.shutdown().await;
-    clear(&options, &config).await
-}
-
-const TOKEN_TTL: Duration = Duration::from_secs(600);
-
-/// Tasks, namespaces, links and pins, then the files.
-async fn clear(options: &DevOptions, config: &AgentConfig) -> Result<()> {
-    if !options.data_dir.exists() {
-        return Ok(());
-    }
-    agent::purge(config).await?;
-    for part in ["agent", "server"] {
-        let dir = options.data_dir.join(part);
-        if dir.exists() {
-            std::fs::remove_dir_all(&dir).with_context(|| format!("data_dir: could not empty {}", dir.display()))?;
-        }
-    }
-    Ok(())
 }

@@ -1,6 +1,6 @@
 //! `meshctl service`: what the catalog knows under which name.
 
-use crate::client::Endpoint;
+use crate::client::{Endpoint, part};
 use crate::json::{joined, list, print_pretty, text};
 use crate::table::{columns, row, short};
 use anyhow::Result;
@@ -29,7 +29,7 @@ pub fn run(endpoint: &Endpoint, command: Command) -> Result<()> {
             if json { print_pretty(&spaces) } else { println!("{}", services(&spaces)) }
         }
         Command::Info { json, name } => {
-            let instances: Value = endpoint.get(&format!("/v1/service/{name}"))?;
+            let instances: Value = endpoint.get(&format!("/v1/service/{}", part(&name)))?;
             if json { print_pretty(&instances) } else { println!("{}", instance_table(&instances)) }
         }
     }

@@ -20,7 +20,17 @@ pub fn check() -> Result<()> {
     build::ebpf()?;
     run(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
     let docs = ["doc", "--quiet", "--workspace", "--no-deps", "--locked", "--document-private-items"];
-    run(cargo().args(docs).env("RUSTDOCFLAGS", "-D warnings"))
+    run(cargo().args(docs).env("RUSTDOCFLAGS", "-D warnings"))?;
+    deny()
+}
+
+/// Licences, sources and bans of deny.toml, where cargo-deny is at hand: building it takes longer than all other checks.
+fn deny() -> Result<()> {
+    if !cargo().args(["deny", "--version"]).output().is_ok_and(|output| output.status.success()) {
+        println!("skipped 1 check: cargo-deny is not installed (cargo install cargo-deny)");
+        return Ok(());
+    }
+    run(cargo().args(["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))
 }
 
 /// Every test; `arguments` narrow them as for `cargo test`.

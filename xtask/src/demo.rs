@@ -19,6 +19,9 @@ const SECOND_NAME: &str = "hello";
 const INSTANCES: usize = 6;
 const CURLS: usize = 1000;
 const CLIENT: &str = "10.78.0.2";
+const TIME_LIMIT: Duration = Duration::from_secs(60);
+/// A dead instance is to be out of every map by then.
+const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 /// A container start is half a second here; the rest is slack for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -38,16 +41,12 @@ pub fn run(keep: bool) -> Result<()> {
         Ok(()) => demo.cluster.lab.passed(),
         Err(_) => eprintln!("{}", demo.cluster.logs()),
     }
-    if keep {
-        demo.keep()?;
-    } else {
-        step("clean up", || {
-            drop(demo);
-            Ok(String::new())
-        })?;
-    }
-    println!("the demo took {:.1} s after the build", started.elapsed().as_secs_f64());
-    result
+    let ended = if keep { demo.keep() } else { step("clean up, and nothing is left behind", || demo.end()) };
+    let took = started.elapsed();
+    println!("the demo took {:.1} s after the build", took.as_secs_f64());
+    result.and(ended)?;
+    ensure!(took < TIME_LIMIT, "it must take less than {TIME_LIMIT:?}");
+    Ok(())
 }
 
 struct Demo {
@@ -163,7 +162,11 @@ impl Demo {
     fn same_ports(&self) -> Result<String> {
         let targets = (0..2).map(|node| self.edge_v4(node)).collect::<Result<Vec<_>>>()?;
         let held = collide::same_port_to_each(&self.cluster.client, 41000..41060, targets)?;
-        Ok(format!("{held} connections held open at once, two rounds of requests over each"))
+        let aliased = self.report(0)?["drops"]["flow_aliased"].as_u64().unwrap_or(0)
+            + self.report(1)?["drops"]["flow_aliased"].as_u64().unwrap_or(0)
+            + self.report(2)?["drops"]["flow_aliased"].as_u64().unwrap_or(0);
+        ensure!(aliased > 0, "no two of {held} connections looked the same to a backend, so nothing was shown");
+        Ok(format!("{held} connections held open, two rounds of requests over each; {aliased} had their port replaced"))
     }
 
     fn names(&self) -> Result<String> {
@@ -204,7 +207,12 @@ impl Demo {
     }
 
     fn route_table(&self) -> Result<String> {
-        self.cluster.meshctl_on(&self.cluster.nodes[0].machine, &["route"])
+        let table = self.cluster.meshctl_on(&self.cluster.nodes[0].machine, &["route"])?;
+        for (instance, backend) in self.running()?.iter().zip(self.backends(0)?) {
+            ensure!(table.contains(&format!("{}:8080", instance.address)), "{} is missing:\n{table}", instance.address);
+            ensure!(backend["packets"].as_u64() > Some(0), "a backend without packets:\n{table}");
+        }
+        Ok(table)
     }
 
     fn status(&self) -> Result<String> {
@@ -228,6 +236,7 @@ impl Demo {
             Ok((self.active_backends(0)? < INSTANCES).then_some(()))
         })?;
         let left = killed.elapsed();
+        ensure!(left < LEAVE_LIMIT, "the dead instance was in the maps for {left:?}");
         wait_for("the instance to come back", PATIENCE, || Ok((self.active_backends(0)? == INSTANCES).then_some(())))?;
         let back = killed.elapsed();
         std::thread::sleep(Duration::from_secs(1));
@@ -237,7 +246,7 @@ impl Demo {
     }
 
     fn kill_agent(&mut self, load: &Load) -> Result<String> {
-        let before = self.task_pids()?;
+        let before = (self.task_pids()?, self.pins()?);
         load.take();
         let agent = self.cluster.nodes[0].agent.take().context("no agent runs")?;
         agent.kill()?;
@@ -249,9 +258,11 @@ impl Demo {
             Ok((ready && self.active_backends(0)? == INSTANCES).then_some(()))
         })?;
         std::thread::sleep(Duration::from_secs(1));
-        ensure!(self.task_pids()? == before, "the agent came back with other processes than it had");
+        ensure!(self.task_pids()? == before.0, "the agent came back with other processes than it had");
+        ensure!(self.pins()? == before.1, "the agent came back with other maps or links than it had");
         let tally = load.take();
-        flawless(tally).map(|said| format!("the same six processes, adopted\n{said}"))
+        flawless(tally)
+            .map(|said| format!("the same six processes, {} pinned maps and links, adopted\n{said}", before.1.len()))
     }
 
     fn kill_leader(&mut self, load: &Load) -> Result<String> {
@@ -269,6 +280,38 @@ impl Demo {
         let tally = load.take();
         flawless(tally)
             .map(|said| format!("a new leader after {elected:.1?}, the next job run done after {accepted:.1?}\n{said}"))
+    }
+
+    /// Every pin of the lab's agents with its inode: a map or link that was made anew has another.
+    fn pins(&self) -> Result<BTreeSet<(u64, String)>> {
+        let root = self.cluster.lab.pin_root().to_string_lossy().into_owned();
+        let listing = netns::run(std::process::Command::new("find").args([&root, "-type", "f", "-printf", "%i %P\n"]))?;
+        let pin =
+            |line: &str| line.split_once(' ').and_then(|(inode, path)| Some((inode.parse().ok()?, path.to_owned())));
+        Ok(listing.lines().filter_map(pin).collect())
+    }
+
+    /// Ends the lab and looks whether anything of it is still on the machine.
+    fn end(self) -> Result<String> {
+        let (name, pin_root) = (self.cluster.lab.name().to_owned(), self.cluster.lab.pin_root());
+        let nodes: Vec<String> = self
+            .api("/v1/nodes")?
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|node| Some(node["ID"].as_str()?[..8].to_owned()))
+            .collect();
+        drop(self);
+        let namespaces = netns::sh("ip netns list")?;
+        let cgroups = netns::sh("find /sys/fs/cgroup -type d -path */meshctl/*")?;
+        let processes = netns::sh("ps -eo args")?;
+        for mark in nodes.iter().chain([&name]) {
+            ensure!(!namespaces.contains(mark.as_str()), "a namespace of {mark} is left:\n{namespaces}");
+            ensure!(!cgroups.contains(mark.as_str()), "a cgroup of {mark} is left:\n{cgroups}");
+            ensure!(!processes.contains(mark.as_str()), "a process of {mark} is left:\n{processes}");
+        }
+        ensure!(!pin_root.exists(), "{} is left", pin_root.display());
+        Ok(String::new())
     }
 
     fn second_job(&self) -> Result<String> {

@@ -1,5 +1,5 @@
 //! The project's own commands. `setup` prepares a machine, `demo` shows the product at work, `test` runs every test there
-//! is, `ci` is what CI runs; none but `fix` and `setup` changes the tree or the machine.
+//! is, `ci` is what CI runs. Only `fix` changes the tree; all but `tidy` and `fix` prepare the machine first, as `setup` does.
 
 mod build;
 mod ci;
@@ -46,7 +46,7 @@ enum Command {
     Bench { name: String },
     /// Check the rules that no compiler checks: who may depend on whom, where `unsafe`, clocks and IO may stand.
     Tidy,
-    /// Format, lints, docs and rules; changes nothing.
+    /// Format, lints, docs, rules and licences.
     Check,
     /// What CI runs: `check`, `test`, `demo`.
     Ci,

@@ -34,6 +34,7 @@ const BPF_LINKER: &str = "0.13.0";
 
 fn install_missing() -> Result<Vec<String>> {
     ensure!(is_root()?, "setup installs packages and labs make namespaces: run it as root");
+    check_kernel()?;
     let mut done = Vec::new();
     let missing = missing_packages()?;
     if !missing.is_empty() {
@@ -60,6 +61,20 @@ pub fn run() -> Result<()> {
         [] => println!("setup: everything is there"),
         done => println!("setup: installed {}", done.join(", ")),
     }
+    Ok(())
+}
+
+/// The data path hangs on tcx links; better said now than after the build.
+fn check_kernel() -> Result<()> {
+    let release =
+        std::fs::read_to_string("/proc/sys/kernel/osrelease").context("could not read the kernel's version")?;
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    ensure!(
+        version >= (6, 6),
+        "kernel {} is too old, 6.6 is needed: apt-get install -t bookworm-backports linux-image-amd64, and boot it",
+        release.trim()
+    );
     Ok(())
 }
 
@@ -90,7 +105,22 @@ fn install(missing: &[(&str, &str)]) -> Result<()> {
     };
     apt(&["update", "-qq"])?;
     let names = missing.iter().map(|(package, _)| *package);
-    apt(&["install", "-y", "-qq", "--no-install-recommends"].into_iter().chain(names).collect::<Vec<_>>())
+    let install = ["install", "-y", "-qq", "--no-install-recommends"].into_iter().chain(names);
+    without_services(|| apt(&install.collect::<Vec<_>>()))
+}
+
+/// Debian starts what it installs; a web server that a lab needs must not open port 80 of the machine. What forbids it is
+/// policy-rc.d (invoke-rc.d(8)).
+fn without_services(install: impl FnOnce() -> Result<()>) -> Result<()> {
+    let policy = Path::new("/usr/sbin/policy-rc.d");
+    if policy.exists() {
+        return install();
+    }
+    std::fs::write(policy, "#!/bin/sh\nexit 101\n").context("could not forbid the start of services")?;
+    std::fs::set_permissions(policy, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let result = install();
+    std::fs::remove_file(policy).context("could not allow the start of services again")?;
+    result
 }
 
 fn bpf_linker_version() -> Option<String> {

@@ -33,8 +33,11 @@ impl Lab {
         let purpose: String = purpose.chars().filter(char::is_ascii_alphanumeric).take(6).collect();
         let name = format!("{purpose}{}x{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
         let dir = Path::new(LABS).join(&name);
-        fs::create_dir_all(&dir).with_context(|| format!("could not make {} (labs need root)", dir.display()))?;
-        fs::write(dir.join("owner"), owner_record(std::process::id()))?;
+        // Renamed once it names its owner: a lab without one would pass for dead.
+        let unowned = Path::new(LABS).join(format!(".{name}"));
+        fs::create_dir_all(&unowned).with_context(|| format!("could not make {} (labs need root)", dir.display()))?;
+        fs::write(unowned.join("owner"), owner_record(std::process::id()))?;
+        fs::rename(&unowned, &dir)?;
         Ok(Lab { name, dir, kept: false, passed: false })
     }
 
@@ -104,7 +107,7 @@ impl Lab {
         let Ok(entries) = fs::read_dir(LABS) else { return Ok(reaped) };
         for dir in entries.flatten().map(|entry| entry.path()) {
             let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if wanted(&dir) && !owner_lives(&dir) {
+            if !name.starts_with('.') && wanted(&dir) && !owner_lives(&dir) {
                 remove(&name, &dir);
                 reaped.push(name);
             }
@@ -159,39 +162,42 @@ fn start_time(pid: u32) -> Option<String> {
 }
 
 /// Best effort, every step whether or not the one before worked: processes, then what the agents made (through the
-/// product's own removal), then namespaces, pins and files.
+/// product's own removal), then namespaces, pins and files. The record stays while an agent's things could not be removed,
+/// so that the next run tries again.
 fn remove(name: &str, dir: &Path) {
     kill_marked(name);
-    purge_agents(name, dir);
+    let purged = purge_agents(name, dir);
     kill_marked(name);
     let prefix = format!("{name}-");
     for namespace in list("/run/netns").into_iter().filter(|ns| ns.starts_with(&prefix)) {
         report(sh(&format!("ip netns del {namespace}")));
     }
     remove_pins(&pin_root(name));
-    report(fs::remove_dir_all(dir).context("could not remove the lab's directory"));
+    match purged {
+        Ok(()) => report(fs::remove_dir_all(dir).context("could not remove the lab's directory")),
+        failed => report(failed),
+    }
 }
 
-/// Each agent's data directory is `<machine>-agent`; `agent purge` stops its tasks and removes its namespaces, cgroups
-/// and pins.
-fn purge_agents(name: &str, dir: &Path) {
-    let binary = artifacts::binary();
-    for entry in list(&dir.to_string_lossy()) {
-        let Some(machine) = entry.strip_suffix("-agent") else { continue };
-        let machine = Machine::new(name, machine);
-        let data_dir = dir.join(&entry);
-        let pin_root = pin_root(name);
-        let command = [
-            binary.as_str(),
-            "agent",
-            "purge",
-            "--data-dir",
-            &data_dir.to_string_lossy(),
-            "--pin-root",
-            &pin_root.to_string_lossy(),
-        ];
-        report(run(&mut machine.command(&command)));
+/// `agent purge` stops an agent's tasks and removes its namespaces, cgroups and pins.
+fn purge_agents(name: &str, dir: &Path) -> Result<()> {
+    let (binary, pin_root) = (artifacts::binary(), pin_root(name).to_string_lossy().into_owned());
+    for (machine, data_dir) in agents(dir) {
+        let machine = Machine::new(name, &machine);
+        let data_dir = data_dir.to_string_lossy();
+        let words = [binary.as_str(), "agent", "purge", "--data-dir", &data_dir, "--pin-root", &pin_root];
+        run(&mut machine.command(&words))?;
     }
+    Ok(())
+}
+
+/// Machines and their agents' data directories: `<machine>-agent`, or `<machine>-dev/agent` where `dev` runs.
+fn agents(dir: &Path) -> Vec<(String, PathBuf)> {
+    let agent = |entry: &String| {
+        let own = entry.strip_suffix("-agent").map(|machine| (machine.to_owned(), dir.join(entry)));
+        own.or_else(|| Some((entry.strip_suffix("-dev")?.to_owned(), dir.join(entry).join("agent"))))
+    };
+    list(&dir.to_string_lossy()).iter().filter_map(agent).filter(|(_, data_dir)| data_dir.exists()).collect()
 }
 
 /// Kills every process whose environment carries the lab's mark, until none is left.

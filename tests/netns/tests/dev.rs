@@ -17,7 +17,7 @@ impl Dev {
     fn lay() -> Result<Dev> {
         let lab = Lab::new("dev")?;
         let machine = lab.machine("m")?;
-        let data_dir = lab.dir().join("dev").to_string_lossy().into_owned();
+        let data_dir = lab.dir().join("m-dev").to_string_lossy().into_owned();
         let pin_root = lab.pin_root().to_string_lossy().into_owned();
         Ok(Dev { machine, data_dir, pin_root, lab })
     }
