@@ -12,6 +12,11 @@ pub(crate) fn random_bits() -> u128 {
     rand::random()
 }
 
+/// From 0 up to 1.
+pub(crate) fn random_fraction() -> f64 {
+    rand::random()
+}
+
 pub(crate) fn random_seed() -> u64 {
     rand::random()
 }

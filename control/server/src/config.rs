@@ -7,6 +7,8 @@ use std::time::Duration;
 
 pub const RPC_PORT: u16 = 4647;
 pub const HTTP_PORT: u16 = 4646;
+/// Certificates are dated in whole seconds, and half of their life must be enough to renew them.
+const CERTIFICATE_VALIDITY_MIN: Duration = Duration::from_secs(3);
 
 #[derive(Clone)]
 pub struct ServerConfig {
@@ -57,6 +59,8 @@ pub enum ConfigError {
         "rpc_advertise: rpc_bind is {0}, which no other machine can dial; set rpc_advertise to this machine's address"
     )]
     Advertise(SocketAddr),
+    #[error("certificate_validity: {0:?} is too short to renew in time; choose at least 3s")]
+    CertificateValidity(Duration),
     #[error("{key}: {range} is not an IPv4 range; IPv6 is not built yet")]
     Range { key: &'static str, range: IpNet },
     #[error("servers: the list is empty; name at least one server's RPC address, as host:{RPC_PORT}")]
@@ -88,6 +92,9 @@ impl ServerConfig {
         check_name(&self.name)?;
         if let Some(bind) = self.http_bind.filter(|bind| !bind.ip().is_loopback()) {
             return Err(ConfigError::HttpBind(bind));
+        }
+        if self.certificate_validity < CERTIFICATE_VALIDITY_MIN {
+            return Err(ConfigError::CertificateValidity(self.certificate_validity));
         }
         let dialled = self.rpc_advertise.unwrap_or(self.rpc_bind);
         if dialled.ip().is_unspecified() {

@@ -4,7 +4,9 @@
 //! ```text
 //! format        "meshctl server 1": written last, so a directory without it was never finished
 //! server.json   cluster, id, name, known peers
-//! ca.pem server.pem server.key seal.key
+//! ca.pem server.pem seal.key
+//!               server.pem holds certificate and key, so that a renewal replaces both at once; before the first renewal
+//!               of an older directory the key is in server.key
 //! founding.json only from `init` until the cluster knows its own authority
 //! raft/
 //! ```
@@ -124,8 +126,7 @@ impl Disk {
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700).create(&self.root).map_err(|e| self.io("create", "", e))?;
         self.write("ca.pem", 0o600, papers.ca_pem.as_bytes())?;
-        self.write("server.pem", 0o600, papers.certificate_pem.as_bytes())?;
-        self.write("server.key", 0o600, papers.key_pem.as_bytes())?;
+        self.replace_certificate(&papers.certificate_pem, &papers.key_pem)?;
         self.write("seal.key", 0o600, papers.seal.as_bytes())?;
         if let Some(founding) = founding {
             self.write("founding.json", 0o600, &to_json(founding))?;
@@ -138,11 +139,22 @@ impl Disk {
         self.read_json("server.json")
     }
 
+    /// Certificate and key change in one step: half of a pair would keep the server from starting again.
+    pub fn replace_certificate(&self, certificate_pem: &str, key_pem: &str) -> Result<(), DiskError> {
+        self.write("server.pem", 0o600, format!("{certificate_pem}{key_pem}").as_bytes())?;
+        self.remove("server.key")
+    }
+
     pub fn papers(&self) -> Result<Papers, DiskError> {
+        let certificate_pem = self.read_text("server.pem")?;
+        let key_pem = match certificate_pem.contains("PRIVATE KEY") {
+            true => certificate_pem.clone(),
+            false => self.read_text("server.key")?,
+        };
         Ok(Papers {
             ca_pem: self.read_text("ca.pem")?,
-            certificate_pem: self.read_text("server.pem")?,
-            key_pem: self.read_text("server.key")?,
+            certificate_pem,
+            key_pem,
             seal: SealKey::from_bytes(&self.read("seal.key")?)?,
         })
     }
@@ -157,10 +169,7 @@ impl Disk {
 
     /// The cluster knows its authority now.
     pub fn forget_founding(&self) -> Result<(), DiskError> {
-        match fs::remove_file(self.root.join("founding.json")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.io("remove", "founding.json", error)),
-            _ => Ok(()),
-        }
+        self.remove("founding.json")
     }
 
     pub fn raft_dir(&self) -> PathBuf {
@@ -194,6 +203,13 @@ impl Disk {
     fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<T, DiskError> {
         let bytes = self.read(name)?;
         serde_json::from_slice(&bytes).map_err(|source| DiskError::Damaged { path: self.root.join(name), source })
+    }
+
+    fn remove(&self, name: &str) -> Result<(), DiskError> {
+        match fs::remove_file(self.root.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.io("remove", name, error)),
+            _ => Ok(()),
+        }
     }
 
     /// Whole or not at all, also over a power cut.

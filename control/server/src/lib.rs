@@ -21,6 +21,7 @@ mod logs;
 mod machine;
 mod member;
 mod peers;
+mod renewal;
 mod rpc;
 mod sessions;
 mod start;

@@ -2,12 +2,13 @@
 //! proposing a command and reading what is committed.
 
 use crate::clock;
+use crate::disk::Disk;
 use crate::logs::LogRequests;
 use crate::peers::Peers;
 use crate::sessions::Sessions;
 use catalog::Catalog;
 use consensus::{Raft, Role as RaftRole, Status};
-use identity::{CertificateAuthority, SealKey};
+use identity::{CertificateAuthority, LiveCredentials, SealKey};
 use model::{Applied, Command, Envelope, Index, Refusal, ServerId, Table};
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -35,6 +36,8 @@ pub(crate) struct Member {
     pub sessions: Sessions,
     pub logs: LogRequests,
     pub seal: SealKey,
+    pub credentials: LiveCredentials,
+    pub disk: Disk,
     pub certificate_validity: Duration,
     pub timing: crate::Timing,
     pub authority: OnceLock<CertificateAuthority>,

@@ -18,6 +18,7 @@ use tonic::transport::Channel;
 /// Raft repeats what was dropped, so a queue needs no more than what is in flight.
 const QUEUE_MESSAGES_MAX: usize = 1024;
 const RECONNECT_DELAY: Duration = Duration::from_millis(200);
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// A client for the servers' own service.
 pub(crate) type PeerClient = ServersClient<Channel>;
@@ -29,6 +30,7 @@ pub(crate) struct Peers {
     /// From the data directory, for as long as the catalog knows nothing.
     seeds: HashMap<ServerId, SocketAddr>,
     channels: Mutex<HashMap<ServerId, (SocketAddr, Channel)>>,
+    renewals: watch::Sender<u64>,
 }
 
 impl Peers {
@@ -37,7 +39,14 @@ impl Peers {
         catalog: watch::Receiver<Catalog>,
         seeds: HashMap<ServerId, SocketAddr>,
     ) -> Self {
-        Self { tls, catalog, seeds, channels: Mutex::default() }
+        Self { tls, catalog, seeds, channels: Mutex::default(), renewals: watch::Sender::new(0) }
+    }
+
+    /// This server has a new certificate. A connection made with the old one would be refused once that has run out, so
+    /// new calls get new connections; calls under way keep theirs.
+    pub fn on_renewed(&self) {
+        lock(&self.channels).clear();
+        self.renewals.send_modify(|count| *count += 1);
     }
 
     pub fn tls(&self) -> &identity::MtlsConfigs {
@@ -134,6 +143,7 @@ async fn stream_to(
 ) -> Result<(), tonic::Status> {
     let unknown = || tonic::Status::unavailable("its address is not known yet");
     let mut client = peers.client(ServerId(to)).ok_or_else(unknown)?;
+    let mut renewals = peers.renewals.subscribe();
     let (sender, receiver) = mpsc::channel(8);
     let call = client.raft(ReceiverStream::new(receiver));
     tokio::pin!(call);
@@ -142,7 +152,14 @@ async fn stream_to(
         tokio::select! {
             ended = &mut call => return ended.map(drop),
             sent = forward(&sender, &mut next, queue) => if !sent { return Ok(()) },
+            _ = renewals.changed() => break,
         }
+    }
+    // The other side answers when it has read everything, and the next message opens a stream with the new certificate.
+    drop(sender);
+    match tokio::time::timeout(DRAIN_TIMEOUT, call).await {
+        Ok(ended) => ended.map(drop),
+        Err(_) => Ok(()),
     }
 }
 

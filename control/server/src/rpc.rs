@@ -8,7 +8,7 @@ use crate::pb::agents_server::{Agents, AgentsServer};
 use crate::pb::join_server::{Join, JoinServer};
 use crate::pb::servers_server::{Servers, ServersServer};
 use crate::sessions::{self, Outbound};
-use crate::{clock, join};
+use crate::{clock, join, renewal};
 use futures::{Stream, StreamExt, stream};
 use identity::RPC_MESSAGE_BYTES_MAX;
 use model::{NodeId, Role};
@@ -126,9 +126,14 @@ impl Agents for Service {
     type SessionStream = Outbound;
 
     async fn session(&self, request: Request<Streaming<pb::AgentMessage>>) -> Result<Response<Outbound>, Status> {
-        let id = require(&request, Role::Agent)?;
-        let node_id: NodeId = id.parse().map_err(|_| Status::permission_denied("the certificate names no node"))?;
+        let node_id = require_node(&request)?;
         Ok(Response::new(sessions::open(Arc::clone(&self.0), node_id, request.into_inner()).await))
+    }
+
+    async fn renew(&self, request: Request<pb::RenewRequest>) -> Result<Response<pb::RenewReply>, Status> {
+        let node_id = require_node(&request)?;
+        let certificate_pem = renewal::renew_agent(&self.0, node_id, &request.into_inner().csr_pem).await?;
+        Ok(Response::new(pb::RenewReply { certificate_pem }))
     }
 }
 
@@ -204,6 +209,11 @@ fn require<T>(request: &Request<T>, role: Role) -> Result<String, Status> {
             Err(Status::permission_denied(format!("this call is for role {asked}, the certificate has role {found}")))
         }
     }
+}
+
+fn require_node<T>(request: &Request<T>) -> Result<NodeId, Status> {
+    let id = require(request, Role::Agent)?;
+    id.parse().map_err(|_| Status::permission_denied("the certificate names no node"))
 }
 
 fn remote<T>(request: &Request<T>) -> Option<SocketAddr> {

@@ -11,10 +11,10 @@ use crate::machine::{Halt, Machine, halt_process};
 use crate::member::{Member, ProposeError};
 use crate::peers::{Peers, RaftTransport};
 use crate::sessions::Sessions;
-use crate::{leader, rpc};
+use crate::{leader, renewal, rpc};
 use anyhow::{Context, bail};
 use consensus::Raft;
-use identity::{CertificateAuthority, Credentials, KeyAndRequest, SealKey, Subject, Token};
+use identity::{CertificateAuthority, Credentials, KeyAndRequest, LiveCredentials, SealKey, Subject, Token};
 use ipnet::IpNet;
 use model::{Command, JoinToken, Refusal, Role, ServerId, ServerRecord, Timestamp};
 use std::collections::HashMap;
@@ -57,7 +57,7 @@ impl Server {
         let (disk, record) = settle(&config, advertise).await?;
         let papers = disk.papers()?;
         let server = Self::assemble(&config, &disk, &record, papers, listeners)?;
-        match server.found(&disk).await {
+        match server.begin(&disk).await {
             Ok(()) => {
                 server.catch_up().await;
                 Ok(server)
@@ -119,6 +119,7 @@ impl Server {
         let mut tasks = vec![
             tokio::spawn(rpc::serve(Arc::clone(&member), listeners.rpc, stopped.clone())),
             tokio::spawn(leader::supervise(Arc::clone(&member), stopped.clone())),
+            tokio::spawn(renewal::keep_fresh(Arc::clone(&member), stopped.clone())),
         ];
         let http_address = listeners.http.as_ref().map(TcpListener::local_addr).transpose()?;
         if let Some(listener) = listeners.http {
@@ -136,6 +137,11 @@ impl Server {
         if tokio::time::timeout(FOUND_FOR, known).await.is_err() {
             tracing::warn!("no leader has sent the cluster's state yet; check that a majority of the servers runs");
         }
+    }
+
+    async fn begin(&self, disk: &Disk) -> anyhow::Result<()> {
+        renewal::revive(&self.member).await?;
+        self.found(disk).await
     }
 
     /// The founder tells the new cluster who it is and what its authority is, also if an earlier start did not get to it.
@@ -269,6 +275,7 @@ fn member(
 ) -> anyhow::Result<Member> {
     let credentials = credentials(&papers)?;
     check_papers(&credentials, record)?;
+    let credentials = LiveCredentials::new(credentials)?;
     let (machine, catalog) = Machine::new(Arc::new(halt_process) as Halt);
     let seeds: HashMap<ServerId, SocketAddr> =
         record.peers.iter().map(|peer| (ServerId(peer.id), peer.rpc_address)).collect();
@@ -292,6 +299,8 @@ fn member(
         sessions: Sessions::default(),
         logs: LogRequests::default(),
         seal: papers.seal,
+        credentials,
+        disk: disk.clone(),
         certificate_validity: config.certificate_validity,
         timing: config.timing,
         authority: OnceLock::new(),
@@ -307,12 +316,6 @@ fn check_papers(credentials: &Credentials, record: &Record) -> anyhow::Result<()
     let cluster = hex(&identity::sha256(&credentials.ca));
     if cluster != record.cluster {
         bail!("data_dir: ca.pem is of cluster {cluster}, server.json of cluster {}; restore both", record.cluster);
-    }
-    if identity::valid_until(&credentials.leaf)? < std::time::SystemTime::now() {
-        bail!(
-            "data_dir: this server's certificate has expired (renewal is not built yet); join again under another name \
-             with an empty data directory and a token from `meshctl token create --role server`"
-        );
     }
     Ok(())
 }

@@ -364,3 +364,87 @@ async fn http_keeps_nomads_manners() {
         .await;
     server.shutdown().await;
 }
+
+/// What `meshctl server` has on disk to prove itself with.
+fn papers(dir: &std::path::Path, name: &str) -> String {
+    std::fs::read_to_string(dir.join(name).join("server.pem")).unwrap()
+}
+
+#[tokio::test]
+async fn certificates_are_renewed_under_traffic_and_nothing_fails() {
+    const VALIDITY: Duration = Duration::from_secs(3);
+    let dir = tempfile::tempdir().unwrap();
+    let brief = |name: &str, mode| {
+        let mut config = config(dir.path(), name, mode);
+        config.certificate_validity = VALIDITY;
+        config
+    };
+    let s1 = Server::start(brief("s1", Mode::init())).await.unwrap();
+    let mut others = Vec::new();
+    for name in ["s2", "s3"] {
+        let token = token(&s1, Role::Server).await;
+        let mode = Mode::Join { servers: vec![s1.rpc_address()], token };
+        others.push(Server::start(brief(name, mode)).await.unwrap());
+    }
+    eventually("three voters", || async { (voters(&s1).await? == 3).then_some(()) }).await;
+    let (credentials, id) = agent(&s1, "n1").await;
+    let live = identity::LiveCredentials::new(credentials).unwrap();
+    let mut session = FakeAgent::open(s1.rpc_address(), &live.current(), node(id, "n1", 1)).await.unwrap();
+    assert!(matches!(session.next().await, Some(ServerMessage::Welcome { .. })));
+
+    // Writes through a follower, reads with a quorum, and an agent that renews at every server, for three validities.
+    let mut seen: Vec<std::collections::BTreeSet<String>> = vec![Default::default(); 3];
+    let until = tokio::time::Instant::now() + 3 * VALIDITY;
+    let (mut calls, mut renewals) = (0, 0);
+    while tokio::time::Instant::now() < until {
+        let written = put(&others[calls % 2], "/v1/mesh/tokens", &json!({ "Role": "agent", "TTL": "1s" })).await;
+        assert_eq!(written.status, 200, "after {calls} calls: {}", written.body);
+        assert_eq!(get(&others[calls % 2], "/v1/jobs").await.status, 200);
+        calls += 1;
+        if identity::renew_at(&live.current().leaf, 0.0).unwrap() <= std::time::SystemTime::now() {
+            let own = identity::KeyAndRequest::generate().unwrap();
+            let server = [&s1, &others[0], &others[1]][renewals % 3].rpc_address();
+            let mut agents = pb::agents_client::AgentsClient::new(channel(server, &live.current()));
+            let reply = agents.renew(pb::RenewRequest { csr_pem: own.request_pem }).await.unwrap().into_inner();
+            let ca = identity::certificate_pem(&live.current().ca);
+            let new = identity::Credentials::from_pem(&ca, &reply.certificate_pem, &own.key_pem).unwrap();
+            assert_eq!(new.identity().unwrap(), (Role::Agent, id.to_string()));
+            live.replace(new).unwrap();
+            renewals += 1;
+        }
+        for (name, seen) in ["s1", "s2", "s3"].into_iter().zip(&mut seen) {
+            seen.insert(papers(dir.path(), name));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let certificates: Vec<usize> = seen.iter().map(|seen| seen.len()).collect();
+    println!(
+        "{calls} writes and as many reads, {renewals} renewals of the agent, certificates of servers: {certificates:?}"
+    );
+    assert!(renewals >= 3 && certificates.iter().all(|count| *count >= 4), "{renewals} {certificates:?}");
+    // The session of the first certificate is still the node's, and is pushed what changes.
+    assert!(s1.is_leader());
+    assert_eq!(node_status(&s1, id).await, "ready");
+    register(&others[0]).await;
+    session.expect(allocations).await;
+
+    let mode = std::fs::metadata(dir.path().join("s1/server.pem")).unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777, 0o600);
+
+    // A lone server that was away until its certificate ran out signs itself a new one.
+    let alone = Server::start(brief("t1", Mode::init())).await.unwrap();
+    let (rpc, http) = (alone.rpc_address(), alone.http_address());
+    alone.shutdown().await;
+    let before = papers(dir.path(), "t1");
+    for server in others {
+        server.shutdown().await;
+    }
+    s1.shutdown().await;
+    tokio::time::sleep(VALIDITY + Duration::from_millis(1100)).await;
+    let mut resume = brief("t1", Mode::Resume);
+    (resume.rpc_bind, resume.http_bind) = (rpc, http);
+    let again = Server::start(resume).await.unwrap();
+    assert_ne!(papers(dir.path(), "t1"), before);
+    enrol(rpc, &token(&again, Role::Agent).await, "n2", None).await.unwrap();
+    again.shutdown().await;
+}

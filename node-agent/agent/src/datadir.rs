@@ -3,7 +3,8 @@
 //! ```text
 //! <data_dir>/format            meshctl-agent 1
 //!            state.redb        what `store` keeps
-//!            ca.pem certificate.pem key.pem
+//!            ca.pem certificate.pem         certificate and key in one file, so that a renewal replaces both at once; before
+//!                                           the first renewal of an older directory the key is in key.pem
 //!            alloc/<allocation id>/alloc/{data,logs,tmp}
 //!                                  <task>/{control,local,secrets}     made by `drivers::Directories`
 //! ```
@@ -98,14 +99,21 @@ impl DataDir {
     /// CA, certificate and key, as they were written.
     pub fn read_certificate(&self) -> io::Result<CertificateFiles> {
         let read = |name: &str| fs::read_to_string(self.root.join(name));
-        Ok(CertificateFiles { ca: read("ca.pem")?, certificate: read("certificate.pem")?, key: read("key.pem")? })
+        let certificate = read("certificate.pem")?;
+        let key = if certificate.contains("PRIVATE KEY") { certificate.clone() } else { read("key.pem")? };
+        Ok(CertificateFiles { ca: read("ca.pem")?, certificate, key })
     }
 
-    /// The certificate goes last: with it the set counts as complete.
+    /// The certificate goes last, with its key: with it the set counts as complete.
     pub fn write_certificate(&self, files: &CertificateFiles) -> io::Result<()> {
-        write_private(&self.root.join("key.pem"), files.key.as_bytes())?;
         write_private(&self.root.join("ca.pem"), files.ca.as_bytes())?;
-        write_private(&self.root.join("certificate.pem"), files.certificate.as_bytes())
+        let pair = format!("{}{}", files.certificate, files.key);
+        write_private(&self.root.join("certificate.pem"), pair.as_bytes())?;
+        fs::File::open(&self.root)?.sync_all()?;
+        match fs::remove_file(self.root.join("key.pem")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -148,11 +156,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let data = DataDir::open(&dir.path().join("new")).unwrap();
         assert!(!data.has_certificate());
+        // As an older release left them: the key in a file of its own.
+        for (name, text) in [("ca.pem", "a"), ("certificate.pem", "b"), ("key.pem", "c")] {
+            fs::write(data.root().join(name), text).unwrap();
+        }
         let files = CertificateFiles { ca: "a".into(), certificate: "b".into(), key: "c".into() };
-        data.write_certificate(&files).unwrap();
-        let again = DataDir::open(data.root()).unwrap();
-        assert_eq!(again.read_certificate().unwrap(), files);
-        let mode = fs::metadata(data.root().join("key.pem")).unwrap().permissions().mode();
+        assert_eq!(data.read_certificate().unwrap(), files);
+        let renewed = CertificateFiles { key: "PRIVATE KEY d".into(), ..files };
+        data.write_certificate(&renewed).unwrap();
+        let again = DataDir::open(data.root()).unwrap().read_certificate().unwrap();
+        assert_eq!((again.certificate.as_str(), again.key.as_str()), ("bPRIVATE KEY d", "bPRIVATE KEY d"));
+        assert!(!data.root().join("key.pem").exists());
+        let mode = fs::metadata(data.root().join("certificate.pem")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 }

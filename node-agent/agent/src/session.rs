@@ -5,10 +5,10 @@
 
 use crate::allocs::{Allocs, Reports, report};
 use crate::datapath::DataPath;
+use crate::enrol::Enrolment;
 use crate::entropy::Jitter;
 use crate::logs::LogReader;
 use crate::store::Store;
-use identity::{Credentials, SERVER_NAME};
 use model::{AllocId, AllocUpdate, Epoch, Generation, Node, RoutingSnapshot};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -41,7 +41,7 @@ pub struct LinkStatus {
 
 pub struct Session {
     pub node: Node,
-    pub credentials: Credentials,
+    pub credentials: Enrolment,
     pub servers: Vec<SocketAddr>,
     /// Numbers the sessions: the servers refuse what comes late out of an older one.
     pub store: Store,
@@ -69,7 +69,15 @@ enum Farewell {
 
 impl Session {
     /// Runs for as long as the agent does; a refusal of the very first hello is sent to `first_refusal`.
-    pub async fn run(mut self, first_refusal: oneshot::Sender<Refused>) {
+    pub async fn run(self, first_refusal: oneshot::Sender<Refused>) {
+        let (credentials, link, jitter) = (self.credentials.clone(), self.status.subscribe(), self.jitter.fork(1));
+        tokio::select! {
+            () = credentials.keep_fresh(link, jitter) => {}
+            () = self.attend_for_ever(first_refusal) => {}
+        }
+    }
+
+    async fn attend_for_ever(mut self, first_refusal: oneshot::Sender<Refused>) {
         let mut first_refusal = Some(first_refusal);
         let mut dialer = Dialer::new(self.servers.clone());
         let routes = forward_routing(Arc::clone(&self.data_path));
@@ -142,8 +150,7 @@ impl Session {
         server: SocketAddr,
         reports: &Reports,
     ) -> Result<(Streaming<pb::ServerMessage>, mpsc::Sender<pb::AgentMessage>), String> {
-        let tls = self.credentials.client_config().map_err(|error| report(&error))?;
-        let channel = identity::channel(server, SERVER_NAME, tls).map_err(|error| report(&error))?;
+        let channel = self.credentials.channel(server).map_err(|error| report(&error))?;
         let (outbound, queue) = mpsc::channel(64);
         let node = Node { epoch: self.next_epoch().await?, ..self.node.clone() };
         let hello = Hello {
