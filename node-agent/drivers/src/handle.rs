@@ -95,16 +95,18 @@ impl Launcher {
         Self { program: program.into() }
     }
 
-    /// Starts the task and returns when it runs. After an error nothing of it does, and its control directory is free.
+    /// Starts the task and returns when it runs. After an error nothing of it does, and its control directory is free; but
+    /// after [`StartError::Occupied`] and [`StartError::Handle`] there may be one to adopt.
     pub async fn start(&self, spec: &TaskSpec) -> Result<TaskHandle, StartError> {
         spec.check()?;
         spec.dirs.create()?;
         let control = spec.dirs.control.clone();
-        if TaskSpec::read(&control)?.is_some() {
+        if is_taken(&control)? {
             return Err(StartError::Occupied(control));
         }
         spec.write()?;
-        let mut child = self.spawn(&control)?;
+        // What never had a supervisor is no task that could be adopted.
+        let mut child = self.spawn(&control).inspect_err(|_| drop(fs::remove_dir_all(&control)))?;
         let handle = TaskHandle { control };
         let started = handle.await_start(&mut child).await;
         // Someone must collect the supervisor when it ends, or it stays a zombie of the agent.
@@ -140,9 +142,9 @@ impl TaskHandle {
     /// cleared away first, so that nothing of it runs on unseen.
     pub async fn adopt(control: &Path) -> Result<Option<Self>, HandleError> {
         let handle = Self { control: control.to_owned() };
-        match TaskSpec::read(control) {
-            Ok(Some(_)) => handle.status().await.map(|_| Some(handle)),
-            Ok(None) => Ok(None),
+        match is_taken(control) {
+            Ok(true) => handle.status().await.map(|_| Some(handle)),
+            Ok(false) => Ok(None),
             Err(error) => Err(handle.io("read its task")(io::Error::other(error))),
         }
     }
@@ -308,6 +310,15 @@ impl TaskHandle {
     fn io(&self, action: &'static str) -> impl Fn(io::Error) -> HandleError {
         let control = self.control.clone();
         move |source| HandleError::Io { control: control.clone(), action, source }
+    }
+}
+
+/// Whether a task was ever prepared there. A supervisor writes its state before it does anything, and does nothing with a
+/// damaged task: such a file alone stands for none.
+fn is_taken(control: &Path) -> Result<bool, SpecError> {
+    match TaskSpec::read(control) {
+        Err(SpecError::Damaged { .. }) => Ok(!matches!(State::read(control), Ok(None))),
+        other => other.map(|spec| spec.is_some()),
     }
 }
 

@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -176,14 +176,18 @@ impl TaskSpec {
         }
     }
 
+    /// Durable when it returns: whoever reads finds the whole file or none, also after a power cut.
     pub(crate) fn write(&self) -> Result<(), SpecError> {
-        let path = self.dirs.control.join(FILE);
+        let control = &self.dirs.control;
+        let (fresh, path) = (control.join("spec.json.new"), control.join(FILE));
         let text = serde_json::to_vec_pretty(self).map_err(io::Error::other);
         text.and_then(|text| {
             // The environment may hold secrets.
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
             file.write_all(&text)?;
-            file.sync_all()
+            file.sync_all()?;
+            fs::rename(&fresh, &path)?;
+            File::open(control)?.sync_all()
         })
         .map_err(|source| SpecError::Io { path, action: "written", source })
     }

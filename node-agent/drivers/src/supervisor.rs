@@ -202,6 +202,9 @@ fn drain(pumps: [JoinHandle<()>; 2]) {
 
 /// The life of the task's first process, from start to end.
 fn keep(order: &Order, stdout: PipeWriter, stderr: PipeWriter, desk: &Desk) -> Result<Outcome, NotStarted> {
+    if desk.is_to_die() {
+        return Err(NotStarted::Reported("it was killed before it began".to_owned()));
+    }
     let isolated = matches!(order.spec.isolation, Isolation::Exec(_));
     if isolated {
         // From here on this thread's children are in a new pid namespace, the first of them as its pid 1.
@@ -225,6 +228,7 @@ fn keep(order: &Order, stdout: PipeWriter, stderr: PipeWriter, desk: &Desk) -> R
         let _ = child.wait();
         return step("write the state", Err(error));
     }
+    desk.catch_up_kill(&order.cgroup);
     let told = if isolated { read_frame(&reports).ok() } else { None };
     step("wait for the task", collect(&mut child, told, desk))
 }
@@ -280,6 +284,10 @@ struct Inner {
     state: State,
     /// The process that signals go to, while it exists.
     main: Option<Pid>,
+    /// Asked for while the task was starting: it is sent as soon as there is someone to send it to.
+    pending: Option<Signal>,
+    /// The time after the kill's signal is over: nothing of the task may live on, or begin.
+    struck: bool,
     clients: usize,
     forgotten: bool,
 }
@@ -291,13 +299,18 @@ impl Inner {
             _ => None,
         }
     }
+
+    /// Its first process has begun and ended.
+    fn is_over(&self) -> bool {
+        self.main.is_none() && self.state.phase != Phase::Starting
+    }
 }
 
 impl Desk {
     fn open(control: &Path) -> Result<Self, SuperviseError> {
         let state = State { phase: Phase::Starting, cgroup: Cgroup::default() };
         act("write the state", state.write(control))?;
-        let inner = Inner { state, main: None, clients: 0, forgotten: false };
+        let inner = Inner { state, main: None, pending: None, struck: false, clients: 0, forgotten: false };
         Ok(Self { control: control.to_owned(), inner: Mutex::new(inner), changed: Condvar::new() })
     }
 
@@ -359,39 +372,68 @@ impl Desk {
     }
 
     fn signal(&self, signal: &str) -> Result<(), String> {
-        let known = parse_signal(signal).ok_or_else(|| format!("{signal:?} is no signal; write for example SIGHUP"))?;
-        if known == Signal::SIGSTOP {
-            return Err("SIGSTOP would stop the task's guardian, not the task; send SIGTSTP".to_owned());
-        }
+        let known = sendable(signal)?;
         let inner = self.wait_until(Duration::from_secs(5), |inner| inner.state.phase != Phase::Starting);
         let main = inner.main.ok_or("the task has ended")?;
         kill(main, known).map_err(|errno| format!("the signal could not be sent: {errno}"))
     }
 
-    /// Returns at once; a thread of its own sees to the rest.
+    /// Returns at once; a thread of its own sees to the rest. A task that is starting gets its signal once it has started.
     fn kill(self: &Arc<Self>, signal: &str, timeout: Duration) -> Result<(), String> {
-        parse_signal(signal).ok_or_else(|| format!("{signal:?} is no signal; write for example SIGTERM"))?;
-        let (desk, signal) = (Arc::clone(self), signal.to_owned());
-        let work = move || {
-            if let Err(reason) = desk.signal(&signal) {
-                eprintln!("kill: {reason}");
-            }
-            desk.strike_after(timeout);
-        };
-        let started = thread::Builder::new().stack_size(STACK).spawn(work);
-        started.map(drop).map_err(|error| format!("no thread for it: {error}"))
+        let known = sendable(signal)?;
+        let desk = Arc::clone(self);
+        let thread = thread::Builder::new().stack_size(STACK).spawn(move || desk.strike_after(timeout));
+        thread.map_err(|error| format!("no thread for it: {error}"))?;
+        let mut inner = self.lock();
+        if inner.state.phase == Phase::Starting {
+            inner.pending = Some(known);
+        } else if let Some(Err(errno)) = inner.main.map(|main| kill(main, known)) {
+            eprintln!("kill: {errno}");
+        }
+        Ok(())
     }
 
     fn strike_after(&self, timeout: Duration) {
-        let inner = self.wait_until(timeout, |inner| inner.main.is_none());
-        if inner.main.is_none() {
+        let mut inner = self.wait_until(timeout, Inner::is_over);
+        if inner.is_over() {
             return;
         }
+        inner.struck = true;
         let cgroup = inner.state.cgroup.clone();
         drop(inner);
         if let Err(error) = cgroup.kill_all() {
             eprintln!("kill: {}", explain(&error));
         }
+    }
+
+    /// Whether a kill came while nothing of the task ran.
+    fn is_to_die(&self) -> bool {
+        let inner = self.lock();
+        inner.struck || inner.pending.is_some()
+    }
+
+    /// Does to a task that has just started what was asked for while it started.
+    fn catch_up_kill(&self, cgroup: &Cgroup) {
+        let mut inner = self.lock();
+        let (main, pending, struck) = (inner.main, inner.pending.take(), inner.struck);
+        if let (Some(main), Some(signal)) = (main, pending)
+            && let Err(errno) = kill(main, signal)
+        {
+            eprintln!("kill: {errno}");
+        }
+        drop(inner);
+        if struck && let Err(error) = cgroup.kill_all() {
+            eprintln!("kill: {}", explain(&error));
+        }
+    }
+}
+
+/// Reads a signal that a task may be sent.
+fn sendable(signal: &str) -> Result<Signal, String> {
+    match parse_signal(signal) {
+        None => Err(format!("{signal:?} is no signal; write for example SIGTERM")),
+        Some(Signal::SIGSTOP) => Err("SIGSTOP would stop the task's guardian, not the task; send SIGTSTP".to_owned()),
+        Some(known) => Ok(known),
     }
 }
 
@@ -477,4 +519,39 @@ fn act<T>(action: &'static str, done: io::Result<T>) -> Result<T, SuperviseError
 
 fn step<T>(action: &'static str, done: io::Result<T>) -> Result<T, NotStarted> {
     done.map_err(|source| NotStarted::Io { action, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kill_while_the_task_starts_is_remembered_and_struck() {
+        let dir = tempfile::tempdir().unwrap();
+        let desk = Arc::new(Desk::open(dir.path()).unwrap());
+        assert!(!desk.is_to_die());
+        desk.kill("SIGTERM", Duration::from_millis(20)).unwrap();
+        assert_eq!(desk.lock().pending, Some(Signal::SIGTERM));
+        assert!(desk.is_to_die(), "it must not begin any more");
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !desk.lock().struck && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert!(desk.lock().struck, "the timeout holds for what is starting too");
+    }
+
+    #[test]
+    fn a_task_that_began_meanwhile_gets_the_remembered_signal() {
+        let dir = tempfile::tempdir().unwrap();
+        let desk = Arc::new(Desk::open(dir.path()).unwrap());
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id().cast_signed();
+        desk.kill("SIGTERM", Duration::from_secs(60)).unwrap();
+        desk.set_main(Some(Pid::from_raw(pid)));
+        desk.record(|state| state.phase = Phase::Running { pid, started_at_ns: 1 }).unwrap();
+        desk.catch_up_kill(&Cgroup::default());
+        assert_eq!(child.wait().unwrap().signal(), Some(Signal::SIGTERM as i32));
+        desk.set_main(None);
+        assert!(!desk.is_to_die());
+    }
 }

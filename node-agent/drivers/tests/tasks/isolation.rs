@@ -63,7 +63,7 @@ async fn names_are_the_allocations_own() {
 #[tokio::test]
 async fn the_node_is_read_only_and_mostly_absent() {
     let script = "for f in /usr/x /etc/x /bin/x /x /dev/x /proc/sys/x /sys/x; do touch $f 2>/dev/null && echo wrote $f; done; \
-                  for f in /root /home /var /work /boot /old_root; do test -e $f && echo sees $f; done; \
+                  for f in /root /home /var /srv /boot /old_root; do test -e $f && echo sees $f; done; \
                   for f in /tmp/x /local/x /secrets/x /alloc/data/x /alloc/tmp/x /dev/shm/x; do touch $f || echo cannot $f; done; \
                   echo hello > /dev/null; head -c 3 /dev/zero | wc -c; test -c /dev/ptmx && echo ptmx; ls /dev | tr '\\n' ' '; \
                   ls /proc/self/fd | wc -l";

@@ -49,10 +49,19 @@ async fn an_empty_directory_has_nothing_to_adopt() {
 }
 
 #[tokio::test]
-async fn a_damaged_task_file_is_an_error() {
-    let dir = tempfile::tempdir().expect("dir");
-    std::fs::write(dir.path().join("spec.json"), "{\"format\": 99").expect("writes");
-    assert!(TaskHandle::adopt(dir.path()).await.is_err());
+async fn a_damaged_task_file_without_a_state_is_no_task_and_stands_in_nobodys_way() {
+    let bench = Bench::new();
+    let control = bench.dirs().control;
+    std::fs::create_dir_all(&control).expect("makes");
+    std::fs::write(control.join("spec.json"), "{\"format\": 1, \"no").expect("writes");
+    assert!(TaskHandle::adopt(&control).await.expect("looks").is_none());
+    let task = bench.start(&bench.script(&*drivers()[1], "exit 3")).await;
+    assert_eq!(task.wait().await.expect("waits").outcome, Outcome::Exited(3));
+    std::fs::write(control.join("spec.json"), "").expect("writes");
+    let task = TaskHandle::adopt(&control).await.expect("adopts by its state").expect("a task");
+    assert_eq!(task.wait().await.expect("waits").outcome, Outcome::Exited(3));
+    task.forget().await.expect("forgets");
+    assert!(!control.exists());
 }
 
 #[tokio::test]
