@@ -53,7 +53,7 @@ struct Case {
     flows: u32,
     /// The verdict every run must have.
     action: usize,
-    /// A peer, and its time over the empty program's there (COSTS.md, empty program 27 ns).
+    /// A peer, and its published time over that of an empty program, which took 27 ns there.
     peer: Option<(&'static str, f64)>,
 }
 

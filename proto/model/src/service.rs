@@ -52,7 +52,7 @@ pub struct Instance {
     pub address: IpAddr,
     /// The port the backend listens on at `address`.
     pub port: u16,
-    /// The service's port on its VIP, if it has one (DESIGN "Networking of allocations").
+    /// The service's port on its VIP: its meta `vip_port`, else where its port label leads inside the allocation; none without both.
     pub vip_port: Option<u16>,
     pub tags: Vec<String>,
     pub weight: u16,
