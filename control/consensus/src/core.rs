@@ -192,9 +192,12 @@ impl Core {
         self.settle();
     }
 
-    /// A message from a peer. What is malformed, or not for this server, is refused and changes nothing.
-    pub fn step(&mut self, bytes: &[u8]) -> Result<(), StepError> {
+    /// A message that `sender` brought. What is malformed, another's, or not for this server, is refused and changes nothing.
+    pub fn step(&mut self, sender: u64, bytes: &[u8]) -> Result<(), StepError> {
         let message = Message::decode(bytes).map_err(|_| StepError::Malformed)?;
+        if message.from != sender {
+            return Err(StepError::NotTheSenders { from: message.from });
+        }
         self.check(&message)?;
         if self.raw.raft.prs().get(message.from).is_some() {
             self.heard.insert(message.from, self.now);
@@ -676,6 +679,8 @@ pub enum StepError {
     Malformed,
     #[error("the message is for another server")]
     NotForUs,
+    #[error("the message says it is of server {from}; a server speaks for itself alone")]
+    NotTheSenders { from: u64 },
     #[error("peers do not send such messages")]
     Unexpected,
 }

@@ -22,7 +22,7 @@ pub(crate) enum Input {
     Change { change: MembershipChange, answer: Answer<u64, ChangeError> },
     MayChange { change: MembershipChange, answer: Answer<(), ChangeError> },
     Peers { answer: Answer<Vec<PeerState>, ReadError> },
-    Step { message: Vec<u8>, place: Place },
+    Step { sender: u64, message: Vec<u8>, place: Place },
     Unreachable(u64),
     TransferLeader(u64),
     Subscribe(Watcher),
@@ -139,7 +139,7 @@ impl Driver {
             Input::Change { change, answer } => self.change(change, answer),
             Input::MayChange { change, answer } => answer.give(self.core.may_change(change)),
             Input::Peers { answer } => answer.give(Ok(self.core.peers())),
-            Input::Step { message, place } => self.step(&message, place),
+            Input::Step { sender, message, place } => self.step(sender, &message, place),
             Input::Unreachable(peer) => self.core.report_unreachable(peer),
             Input::TransferLeader(to) => self.core.transfer_leader(to),
             Input::Subscribe(watcher) => self.subscribe(watcher),
@@ -179,14 +179,14 @@ impl Driver {
         }
     }
 
-    fn step(&mut self, message: &[u8], place: Place) {
+    fn step(&mut self, sender: u64, message: &[u8], place: Place) {
         drop(place);
         // Not taken in is not acknowledged: the leader waits, and repeats after a heartbeat.
         if is_append(message) && self.backlog.load(Ordering::Relaxed) > self.apply_bytes_max {
             return;
         }
-        if let Err(error) = self.core.step(message) {
-            tracing::warn!(%error, bytes = message.len(), "a peer's message was dropped");
+        if let Err(error) = self.core.step(sender, message) {
+            tracing::warn!(sender, %error, bytes = message.len(), "a peer's message was dropped");
         }
     }
 

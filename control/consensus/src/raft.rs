@@ -110,10 +110,11 @@ impl Raft {
         self.ask(ReadError::Overloaded, ReadError::Stopped, |answer| Input::Peers { answer })
     }
 
-    /// Takes in a message that a peer's transport carried here. Bytes that are no message are dropped and logged.
-    pub fn step(&self, message: Vec<u8>) {
+    /// Takes in a message that the transport carried here from `sender`, as that has proven to be. Bytes that are no message
+    /// of its own are dropped and logged.
+    pub fn step(&self, sender: u64, message: Vec<u8>) {
         if let Some(place) = self.shared.messages.take() {
-            self.send(Input::Step { message, place });
+            self.send(Input::Step { sender, message, place });
         }
     }
 

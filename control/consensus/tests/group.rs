@@ -32,7 +32,7 @@ impl Transport for Link {
         let cut = self.network.cut.lock().unwrap().clone();
         let target = self.network.servers.lock().unwrap().get(&to).cloned();
         if let (false, Some(raft)) = (cut.contains(&to) || cut.contains(&self.from), target) {
-            raft.step(message);
+            raft.step(self.from, message);
         }
     }
 }
@@ -411,8 +411,24 @@ fn garbage_from_a_peer_is_dropped() {
     let servers = group(&network, &[1]);
     leader(&servers);
     for garbage in [vec![], vec![0xff; 40], b"\x08\x03\x10\x01\x18\x02".to_vec()] {
-        servers[0].raft.step(garbage);
+        servers[0].raft.step(2, garbage);
     }
     wait(servers[0].raft.propose(b"fine".to_vec())).unwrap();
+    stop(&network, &servers[0]);
+}
+
+#[test]
+fn a_server_speaks_for_itself_alone() {
+    let network = Network::default();
+    let servers = group(&network, &[1]);
+    leader(&servers);
+    let raft = &servers[0].raft;
+    // A heartbeat of server 2 in term 99.
+    let message = b"\x08\x08\x10\x01\x18\x02\x20\x63".to_vec();
+    raft.step(3, message.clone());
+    wait(raft.propose(b"fine".to_vec())).unwrap();
+    assert!(raft.status().term < 99);
+    raft.step(2, message);
+    eventually("its own message is taken in", || raft.status().term >= 99);
     stop(&network, &servers[0]);
 }

@@ -142,13 +142,14 @@ impl Servers for Service {
     type ReadLogsStream = Pin<Box<dyn Stream<Item = Result<pb::LogChunk, Status>> + Send>>;
 
     async fn raft(&self, request: Request<Streaming<pb::RaftMessage>>) -> Result<Response<pb::RaftAck>, Status> {
-        require(&request, Role::Server)?;
+        let id = require(&request, Role::Server)?;
+        let sender: u64 = id.parse().map_err(|_| Status::permission_denied("the certificate names no server"))?;
         let mut messages = request.into_inner();
         let mut stop = std::pin::pin!(until(self.0.stop.clone()));
         loop {
             tokio::select! {
                 message = messages.message() => match message? {
-                    Some(message) => self.0.raft.step(message.message),
+                    Some(message) => self.0.raft.step(sender, message.message),
                     None => break,
                 },
                 () = &mut stop => break,

@@ -203,7 +203,7 @@ impl World {
             return None;
         }
         // Peers send nothing that is refused; if they did, convergence would show it.
-        let _ = self.node(to).running.as_mut()?.core.step(message);
+        let _ = self.node(to).running.as_mut()?.core.step(from, message);
         Some(to)
     }
 
