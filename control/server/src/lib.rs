@@ -14,6 +14,7 @@
 mod clock;
 mod config;
 mod disk;
+mod doors;
 mod http;
 mod join;
 mod leader;

@@ -8,25 +8,21 @@ use crate::pb::agents_server::{Agents, AgentsServer};
 use crate::pb::join_server::{Join, JoinServer};
 use crate::pb::servers_server::{Servers, ServersServer};
 use crate::sessions::{self, Outbound};
-use crate::{clock, join, renewal};
-use futures::{Stream, StreamExt, stream};
+use crate::{clock, doors, join, renewal};
+use futures::{Stream, stream};
 use identity::RPC_MESSAGE_BYTES_MAX;
 use model::{NodeId, Role};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tonic::{Request, Response, Status, Streaming};
 use wire::session::LogRange;
 
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Handshakes under way at once; half-open ones beyond it wait in the kernel's queue.
-const HANDSHAKES_MAX: usize = 256;
 /// What calls under way get to end in.
 const GRACE: Duration = Duration::from_secs(1);
 const PING_INTERVAL: Duration = Duration::from_secs(2);
@@ -53,49 +49,10 @@ pub(crate) async fn serve(member: Arc<Member>, listener: TcpListener, stop: watc
                 .max_decoding_message_size(RPC_MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(RPC_MESSAGE_BYTES_MAX),
         )
-        .serve_with_incoming_shutdown(incoming(listener, acceptor), until(stop.clone()));
+        .serve_with_incoming_shutdown(doors::incoming(listener, acceptor), until(stop.clone()));
     tokio::select! {
         ended = server => if let Err(error) = ended { tracing::error!(%error, "the RPC listener failed") },
         () = async { until(stop).await; tokio::time::sleep(GRACE).await } => {}
-    }
-}
-
-/// Connections whose handshake is over. A slow or hostile one holds up no other.
-fn incoming(
-    listener: TcpListener,
-    acceptor: TlsAcceptor,
-) -> impl Stream<Item = std::io::Result<TlsStream<TcpStream>>> + Send {
-    let accepted = stream::unfold(listener, |listener| async move {
-        let connection = listener.accept().await;
-        if connection.is_err() {
-            tokio::time::sleep(Duration::from_millis(50)).await; // out of file descriptors, most likely
-        }
-        Some((connection, listener))
-    });
-    accepted
-        .map(move |connection| {
-            let acceptor = acceptor.clone();
-            async move {
-                let (tcp, address) = connection.ok()?;
-                let _ = tcp.set_nodelay(true);
-                handshake(acceptor, tcp, address).await
-            }
-        })
-        .buffer_unordered(HANDSHAKES_MAX)
-        .filter_map(|connection| async move { connection.map(Ok) })
-}
-
-async fn handshake(acceptor: TlsAcceptor, tcp: TcpStream, address: SocketAddr) -> Option<TlsStream<TcpStream>> {
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
-        Ok(Ok(tls)) => Some(tls),
-        Ok(Err(error)) => {
-            tracing::warn!(%address, %error, "TLS handshake refused");
-            None
-        }
-        Err(_) => {
-            tracing::warn!(%address, "TLS handshake took too long");
-            None
-        }
     }
 }
 

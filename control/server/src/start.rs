@@ -16,6 +16,7 @@ use anyhow::{Context, bail};
 use consensus::Raft;
 use identity::{CertificateAuthority, Credentials, KeyAndRequest, LiveCredentials, SealKey, Subject, Token};
 use ipnet::IpNet;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use model::{Command, JoinToken, Refusal, Role, ServerId, ServerRecord, Timestamp};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -52,6 +53,7 @@ impl Server {
     /// Starts by the configuration's mode and returns when the server serves. An error leaves nothing running.
     pub async fn start(config: ServerConfig) -> anyhow::Result<Server> {
         config.check()?;
+        raise_file_limit();
         let listeners = Listeners::bind(&config).await?;
         let advertise = config.rpc_advertise.unwrap_or(listeners.rpc_address);
         let (disk, record) = settle(&config, advertise).await?;
@@ -160,6 +162,15 @@ impl Server {
         let record = ServerRecord { id: *id, name: name.clone(), rpc_address: *rpc_address };
         self.member.propose(Command::UpsertServer(record)).await?;
         Ok(disk.forget_founding()?)
+    }
+}
+
+/// Shells start processes with 1024 open files at most; every agent and every blocking query holds one.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }
 

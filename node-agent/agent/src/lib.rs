@@ -90,6 +90,7 @@ impl Agent {
     /// Checks everything, joins if this node has not, takes over what runs, and keeps a session from then on.
     pub async fn start(config: AgentConfig) -> anyhow::Result<Self> {
         preflight::check(&config)?;
+        raise_file_limit();
         let data = DataDir::open(&config.data_dir)?;
         let store = Store::open(&data.state_file())?;
         let random = entropy().context("the kernel gives no random bytes")?;
@@ -149,6 +150,16 @@ impl Agent {
             // The session keeps its end for as long as the agent lives once it was welcomed.
             Err(_) => std::future::pending().await,
         }
+    }
+}
+
+/// Shells start processes with 1024 open files at most, which a node's tasks, logs and connections soon need.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }
 

@@ -272,11 +272,13 @@ fn local_dir(spec: &TaskSpec) -> PathBuf {
     }
 }
 
-/// Core files of a crash loop would fill the disk. Raising a limit can be refused, and then it stays.
+/// Core files of a crash loop would fill the disk. The agent raises its own limit of open files as far as it can; a task
+/// gets what is usual, since programs that close or select on every possible file would crawl. Raising a limit can be
+/// refused, and then it stays.
 fn limit_resources() {
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(65_536)), hard);
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard.min(65_536), hard);
     }
 }
 
