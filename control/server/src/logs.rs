@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
+use tonic::Streaming;
 use wire::session::{LogRange, ServerMessage};
 
 /// Chunks that may wait for a slow reader before it is cut off; the node's other messages must not wait for it.
@@ -122,17 +123,25 @@ impl Member {
         let mut client = self.leader().and_then(|id| self.peers.client(id)).ok_or(LogError::NoLeader)?;
         let request = pb::ReadLogsRequest { range: Some((&range).into()) };
         let reply = client.read_logs(request).await.map_err(|status| LogError::Leader(status.message().to_owned()))?;
-        let mut stream = reply.into_inner();
         let (sender, chunks) = mpsc::channel(8);
-        tokio::spawn(async move {
-            while let Ok(Some(chunk)) = stream.message().await {
-                let chunk = Chunk { data: chunk.data, eof: chunk.eof, error: chunk.error };
-                if sender.send(chunk).await.is_err() {
-                    break;
-                }
-            }
-        });
+        tokio::spawn(pass_on(reply.into_inner(), sender));
         Ok(LogReader { chunks, _cancel: None })
+    }
+}
+
+/// Ends with its reader, also while nothing is written: the leader and the node must not follow on for nobody.
+async fn pass_on(mut stream: Streaming<pb::LogChunk>, sender: mpsc::Sender<Chunk>) {
+    loop {
+        let chunk = tokio::select! {
+            received = stream.message() => match received {
+                Ok(Some(chunk)) => Chunk { data: chunk.data, eof: chunk.eof, error: chunk.error },
+                Ok(None) | Err(_) => return,
+            },
+            () = sender.closed() => return,
+        };
+        if sender.send(chunk).await.is_err() {
+            return;
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use identity::RPC_MESSAGE_BYTES_MAX;
 use model::ServerId;
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -86,15 +87,33 @@ pub(crate) struct RaftTransport {
     queues: Mutex<HashMap<u64, mpsc::Sender<Vec<u8>>>>,
     /// Set once Raft has started; what it could not reach is reported back to it.
     raft: Arc<OnceLock<Raft>>,
+    /// Raft repeats a message that never arrives; the operator is told once for each kind of reason.
+    told_too_large: AtomicBool,
 }
 
 impl RaftTransport {
     pub fn new(peers: Arc<Peers>, runtime: Handle) -> Self {
-        Self { peers, runtime, queues: Mutex::default(), raft: Arc::default() }
+        let (queues, raft) = (Mutex::default(), Arc::default());
+        Self { peers, runtime, queues, raft, told_too_large: AtomicBool::new(false) }
     }
 
     pub fn attach(&self, raft: Raft) {
         let _ = self.raft.set(raft);
+    }
+
+    /// Such a message would break the stream at every try, and everything behind it would wait for ever in silence.
+    fn refuse(&self, to: u64, bytes: usize) {
+        if !self.told_too_large.swap(true, Ordering::Relaxed) {
+            let limit = RPC_MESSAGE_BYTES_MAX;
+            tracing::error!(
+                to, bytes, limit,
+                "a message of the log is too large for another server, which cannot catch up; the cluster's state has \
+                 outgrown what one message carries: stop jobs and purge old ones"
+            );
+        }
+        if let Some(raft) = self.raft.get() {
+            raft.report_unreachable(to);
+        }
     }
 
     fn start_queue(&self, to: u64) -> mpsc::Sender<Vec<u8>> {
@@ -107,12 +126,20 @@ impl RaftTransport {
 impl Transport for RaftTransport {
     /// Drops the message when the peer's queue is full.
     fn send(&self, to: u64, message: Vec<u8>) {
+        if is_too_large(message.len()) {
+            return self.refuse(to, message.len());
+        }
         let mut queues = lock(&self.queues);
         let queue = queues.entry(to).or_insert_with(|| self.start_queue(to));
         if queue.try_send(message).is_err() {
             tracing::debug!(to, "Raft message dropped: the peer's queue is full");
         }
     }
+}
+
+/// With room for the frame around it.
+fn is_too_large(bytes: usize) -> bool {
+    bytes.saturating_add(64) > RPC_MESSAGE_BYTES_MAX
 }
 
 /// Streams a peer's queue to it, again after every loss, until the transport is gone.
