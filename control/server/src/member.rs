@@ -89,8 +89,10 @@ impl Member {
         self.check_feature_level(envelope.feature_level)?;
         let bytes = wire::command::encode(&envelope);
         let deadline = Instant::now() + PROPOSE_FOR;
+        let mut uncertain = false;
         loop {
             let missed = match self.try_propose(&bytes).await {
+                Ok(Err(refusal)) if uncertain => return self.settle_repeat(&envelope.command, refusal).await,
                 Ok(outcome) => return outcome.map_err(ProposeError::Refused),
                 Err(missed) => missed,
             };
@@ -103,6 +105,7 @@ impl Member {
                     if !is_repeatable(&envelope.command) {
                         return Err(ProposeError::OutcomeUnknown);
                     }
+                    uncertain = true;
                 }
                 Missed::NotSent => {}
             }
@@ -191,6 +194,16 @@ impl Member {
             Ok(Ok(reply)) => Ok(reply.into_inner().outcome),
             Ok(Err(status)) => Err(missed_there(status)),
             Err(_) => Err(Missed::Unknown),
+        }
+    }
+
+    /// A refusal may be the echo of an earlier try that took effect after all: a token exists, a job is gone.
+    async fn settle_repeat(&self, command: &Command, refusal: Refusal) -> Result<Applied, ProposeError> {
+        // Without a leader to ask, this server's own state may be too old to tell the echo from a refusal.
+        self.read_barrier().await.map_err(|_| ProposeError::OutcomeUnknown)?;
+        match trace_of(&self.snapshot(), command) {
+            Some(index) => Ok(Applied { index, dropped: Vec::new() }),
+            None => Err(ProposeError::Refused(refusal)),
         }
     }
 
