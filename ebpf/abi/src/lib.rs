@@ -21,6 +21,7 @@ pub use ring::{RingHead, SLAB_SIZES, slab_class_for, slab_size};
 
 /// IP protocol numbers as they stand in keys.
 pub const PROTO_TCP: u8 = 6;
+pub const PROTO_UDP: u8 = 17;
 
 /// [`Backend::flags`]: the backend's node is this one.
 pub const BACKEND_LOCAL: u8 = 1;
@@ -123,6 +124,10 @@ shared! {
         host_mac: [u8; 6],
     }
 
+    /// An [`Endpoint`] where its address's low byte leads, in [`maps::NEAR_ENDPOINTS`]: found without hashing. Another
+    /// address with that byte may hold the place.
+    NearEndpoint { addr: Be32, ifindex: u32, mac: [u8; 6], host_mac: [u8; 6] }
+
     /// What the programs must know about this node: the only entry of [`maps::UPLINK`].
     Uplink {
         /// Source of tunnels.
@@ -140,7 +145,11 @@ shared! {
     Way {
         /// Client address, client port, frontend: [`Way::key_of`]. Zero: free.
         key: u64,
-        backend: u32,
+        /// Its id in [`maps::BACKENDS`], which holds no more than 16 bits can name.
+        backend: u16,
+        /// The source port that a local backend sees. Good for as long as [`Way::seen`] is now: the flow table was asked
+        /// within this tick. Zero: not asked yet.
+        port: Be16,
         /// Low half of jiffies at the last packet.
         seen: u32,
     }
@@ -179,6 +188,12 @@ shared! {
 
     /// The source port the backend sees instead.
     Alias { port: Be16, pad: u16 }
+
+    /// A dialled address that a socket was led away from, and where to.
+    Peer { dialled: Be32, backend: Be32, dialled_port: Be16, backend_port: Be16 }
+
+    /// What a socket dialled, newest last, around: in the storage of the socket itself.
+    Peers { peers: [Peer; 4], next: u32 }
 
     /// Traffic towards one backend, at its id in [`maps::BACKEND_COUNTERS`], per CPU.
     BackendCounters { packets: u64, bytes: u64, flows: u64 }
@@ -229,6 +244,8 @@ pub mod maps {
         BLOCKS "blocks" Hash<Be32, u32> BLOCKS_MAX = 65_536;
         /// `alloc address -> Endpoint`.
         ENDPOINTS "endpoints" Hash<Be32, Endpoint> ENDPOINTS_MAX = 4_096;
+        /// `low byte of an alloc address -> NearEndpoint`, mmapable.
+        NEAR_ENDPOINTS "near_endpoints" Array<NearEndpoint> NEAR_ENDPOINTS_MAX = 256;
         /// `0 -> Uplink`.
         UPLINK "uplink" Array<Uplink> UPLINK_MAX = 1;
         /// The entry's flow cache: one slice of `ENTRY_BUCKETS` buckets for each CPU.
@@ -237,6 +254,11 @@ pub mod maps {
         FLOWS "flows" LruHash<FlowKey, Flow> FLOWS_MAX = 262_144;
         /// `AliasKey -> Alias`.
         ALIASES "aliases" LruHash<AliasKey, Alias> ALIASES_MAX = 16_384;
+        /// When an alias was last made or used, in jiffies, by the low bits of the flow's hash. Zero: never, so that nearly
+        /// every flow need not look for one.
+        ALIAS_HINTS "alias_hints" Array<u32> ALIAS_HINTS_MAX = 4_096;
+        /// What sockets dialled: socket storage, which goes with its socket.
+        PEERS "peers" SkStorage<Peers> PEERS_MAX = 0;
         /// `id -> BackendCounters`.
         BACKEND_COUNTERS "backend_counters" PerCpuArray<BackendCounters> BACKEND_COUNTERS_MAX = 65_536;
         /// `Reason -> u64`.
@@ -254,14 +276,24 @@ pub mod programs {
     pub const XDP_UPLINK: &str = "xdp_uplink";
     /// TC ingress at the host side of an allocation's veth.
     pub const TC_VETH: &str = "tc_veth";
+    /// TC egress at the uplink.
+    pub const TC_UPLINK: &str = "tc_uplink";
     /// cgroup `connect4`.
     pub const CONNECT4: &str = "connect4";
+    /// cgroup `sendmsg4`.
+    pub const SENDMSG4: &str = "sendmsg4";
+    /// cgroup `recvmsg4`.
+    pub const RECVMSG4: &str = "recvmsg4";
+    /// cgroup `getpeername4`.
+    pub const GETPEERNAME4: &str = "getpeername4";
+    /// All that are attached to the cgroup hierarchy's root.
+    pub const SOCKET_HOOKS: [&str; 4] = [CONNECT4, SENDMSG4, RECVMSG4, GETPEERNAME4];
     /// XDP that passes everything: a veth peer needs one before frames may be sent into it.
     pub const XDP_PASS: &str = "xdp_pass";
 }
 
 /// Everything whose change makes pinned maps unreadable for a new program, as text.
-pub const LAYOUT: &[&str] = &[TYPES, maps::DEFINITIONS, ring::SIZES_TEXT, "semantics=1"];
+pub const LAYOUT: &[&str] = &[TYPES, maps::DEFINITIONS, ring::SIZES_TEXT, "semantics=2"];
 
 /// FNV-1a over [`LAYOUT`]: names the directory that maps of this layout are pinned in.
 pub const LAYOUT_HASH: u64 = fnv(LAYOUT);

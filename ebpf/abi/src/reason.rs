@@ -7,6 +7,8 @@ pub enum Kind {
     Passed,
     /// Gone.
     Dropped,
+    /// Gone, and its sender was told so by a reset.
+    Answered,
     /// Forwarded; something worth knowing happened.
     Noted,
 }
@@ -40,8 +42,8 @@ reasons! {
     BackendDown = 1, "backend_down", Dropped;
     /// The backend's node is unknown or its MAC is not resolved.
     NodeUnresolved = 2, "node_unresolved", Dropped;
-    /// A host-network backend reached through a VIP on the wire, which is not built yet.
-    HostBackend = 3, "host_backend_unsupported", Dropped;
+    /// A reset: the dialled address has no backend.
+    ResetNoBackend = 3, "reset_no_backend", Answered;
     /// Too big for the tunnel.
     TooBig = 4, "too_big_for_tunnel", Dropped;
     /// TTL would reach zero.
@@ -87,4 +89,8 @@ reasons! {
 
     /// The interface does not forward: `net.ipv4.ip_forward` is off.
     ForwardingDisabled = 24, "forwarding_disabled", Dropped;
+    /// A reset: the backend of the connection is gone.
+    ResetBackendGone = 25, "reset_backend_gone", Answered;
+    /// A reset: the connection leads to an address that is not here any more.
+    ResetNotOurEndpoint = 26, "reset_not_our_endpoint", Answered;
 }

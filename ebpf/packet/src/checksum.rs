@@ -47,6 +47,19 @@ pub(crate) fn of_ipv4(header: &[u8; 20]) -> Be16 {
     Be16::from_raw(!fold(sum))
 }
 
+/// The checksum of a TCP header without options and data, whose checksum field is zero.
+#[inline(always)]
+pub(crate) fn of_tcp(src: Be32, dst: Be32, header: &[u8; 20]) -> Be16 {
+    let half = |address: Be32| (address.raw() & 0xffff) + (address.raw() >> 16);
+    let mut sum = half(src) + half(dst) + Be16::new(6).raw() as u32 + Be16::new(20).raw() as u32;
+    let mut i = 0;
+    while i < 20 {
+        sum += u16::from_ne_bytes([header[i], header[i + 1]]) as u32;
+        i += 2;
+    }
+    Be16::from_raw(!fold(sum))
+}
+
 // Two folds are enough for any sum of fewer than 2^16 words.
 #[inline(always)]
 const fn fold(sum: u32) -> u16 {

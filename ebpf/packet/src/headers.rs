@@ -8,6 +8,8 @@ use crate::Bytes;
 pub const ETHERNET: usize = 14;
 /// Length of an IPv4 header without options.
 pub const IPV4: usize = 20;
+/// Length of a TCP header without options.
+pub const TCP: usize = 20;
 /// Length of a UDP header.
 pub const UDP: usize = 8;
 
@@ -29,6 +31,8 @@ pub enum Skip {
     Truncated,
     Options,
     Fragment,
+    /// Neither TCP nor UDP.
+    Transport,
 }
 
 /// Tells IPv4 from the rest.
@@ -93,23 +97,54 @@ impl Ipv4 {
     }
 }
 
-/// What of a TCP header chooses and follows a flow.
+/// What of a TCP or UDP header chooses and follows a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tcp {
+pub struct Transport {
     pub src_port: Be16,
     pub dst_port: Be16,
+    pub proto: u8,
+    /// TCP's; UDP has none.
     pub flags: u8,
 }
 
-impl Tcp {
+impl Transport {
     /// Reads the header behind the option-less IPv4 header at `at`.
     #[inline(always)]
     pub fn parse<B: Bytes + ?Sized>(frame: &B, at: usize, ip: &Ipv4) -> Result<Self, Skip> {
-        if (ip.total_len as usize) < IPV4 + 20 {
+        match ip.proto {
+            Ipv4::PROTO_TCP => Self::parse_tcp(frame, at, ip),
+            Ipv4::PROTO_UDP => Self::parse_udp(frame, at, ip),
+            _ => Err(Skip::Transport),
+        }
+    }
+
+    #[inline(always)]
+    fn parse_tcp<B: Bytes + ?Sized>(frame: &B, at: usize, ip: &Ipv4) -> Result<Self, Skip> {
+        if (ip.total_len as usize) < IPV4 + TCP {
             return Err(Skip::Truncated);
         }
-        let h = frame.get::<20>(at + IPV4).ok_or(Skip::Truncated)?;
-        Ok(Self { src_port: Be16::from_bytes([h[0], h[1]]), dst_port: Be16::from_bytes([h[2], h[3]]), flags: h[13] })
+        let h = frame.get::<TCP>(at + IPV4).ok_or(Skip::Truncated)?;
+        Ok(Self { flags: h[13], ..Self::of([h[0], h[1], h[2], h[3]], ip.proto) })
+    }
+
+    #[inline(always)]
+    fn parse_udp<B: Bytes + ?Sized>(frame: &B, at: usize, ip: &Ipv4) -> Result<Self, Skip> {
+        if (ip.total_len as usize) < IPV4 + UDP {
+            return Err(Skip::Truncated);
+        }
+        let h = frame.get::<UDP>(at + IPV4).ok_or(Skip::Truncated)?;
+        Ok(Self::of([h[0], h[1], h[2], h[3]], ip.proto))
+    }
+
+    #[inline(always)]
+    const fn of(ports: [u8; 4], proto: u8) -> Self {
+        let [s0, s1, d0, d1] = ports;
+        Self { src_port: Be16::from_bytes([s0, s1]), dst_port: Be16::from_bytes([d0, d1]), proto, flags: 0 }
+    }
+
+    #[inline(always)]
+    pub const fn is_tcp(&self) -> bool {
+        self.proto == Ipv4::PROTO_TCP
     }
 
     /// Opens a connection: chooses anew, whatever is remembered.
@@ -117,14 +152,10 @@ impl Tcp {
     pub const fn opens(&self) -> bool {
         self.flags & (TCP_SYN | TCP_ACK) == TCP_SYN
     }
-}
 
-/// Source and destination port of the UDP header behind the option-less IPv4 header at `at`.
-#[inline(always)]
-pub fn udp_ports<B: Bytes + ?Sized>(frame: &B, at: usize, ip: &Ipv4) -> Result<(Be16, Be16), Skip> {
-    if (ip.total_len as usize) < IPV4 + UDP {
-        return Err(Skip::Truncated);
+    /// Opens, ends or breaks a connection.
+    #[inline(always)]
+    pub const fn changes_state(&self) -> bool {
+        self.flags & (TCP_SYN | TCP_FIN | TCP_RST) != 0
     }
-    let h = frame.get::<4>(at + IPV4).ok_or(Skip::Truncated)?;
-    Ok((Be16::from_bytes([h[0], h[1]]), Be16::from_bytes([h[2], h[3]])))
 }

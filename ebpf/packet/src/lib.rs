@@ -16,6 +16,8 @@ mod bytes;
 mod checksum;
 mod hash;
 mod headers;
+mod mss;
+mod reset;
 mod rewrite;
 #[cfg(test)]
 mod tests;
@@ -24,8 +26,10 @@ mod tunnel;
 pub use bytes::Bytes;
 pub use checksum::Checksum;
 pub use hash::FlowHash;
-pub use headers::{ETHERNET, IPV4, Ipv4, Skip, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tcp, UDP, ether_type, udp_ports};
-pub use rewrite::{Rewrite, age_ipv4, rewrite_tcp, set_macs};
+pub use headers::{ETHERNET, IPV4, Ipv4, Skip, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Transport, UDP, ether_type};
+pub use mss::{Mss, clamp_mss, find_mss};
+pub use reset::{RESET_LEN, reset};
+pub use rewrite::{Rewrite, age_ipv4, checksum_at, rewrite, set_macs, swap_macs};
 pub use tunnel::{ENCAP, GENEVE_PORT, Inner, Kind, OUTER, Outer, Target, TunnelError, inner};
 
 /// Where the network header starts in a frame that begins with Ethernet.

@@ -2,9 +2,9 @@
 
 use abi::{Be16, Be32};
 
-use crate::{Bytes, Checksum, IPV4, Ipv4, Tcp};
+use crate::{Bytes, Checksum, IPV4, Ipv4, Transport};
 
-/// Both ends of a TCP segment as they shall be.
+/// Both ends of a TCP segment or UDP datagram as they shall be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rewrite {
     pub src: Be32,
@@ -13,19 +13,34 @@ pub struct Rewrite {
     pub dst_port: Be16,
 }
 
-/// Gives the segment at `at` other ends and takes one hop off its TTL, which the caller has checked.
+/// Gives the packet at `at` other ends and takes one hop off its TTL, which the caller has checked.
 #[inline(always)]
-pub fn rewrite_tcp<B: Bytes + ?Sized>(frame: &mut B, at: usize, ip: &Ipv4, tcp: &Tcp, to: &Rewrite) -> Option<()> {
+pub fn rewrite<B: Bytes + ?Sized>(frame: &mut B, at: usize, ip: &Ipv4, l4: &Transport, to: &Rewrite) -> Option<()> {
     let addresses = Checksum::unchanged().replace32(ip.src, to.src).replace32(ip.dst, to.dst);
-    let ports = addresses.replace16(tcp.src_port, to.src_port).replace16(tcp.dst_port, to.dst_port);
+    let ports = addresses.replace16(l4.src_port, to.src_port).replace16(l4.dst_port, to.dst_port);
 
-    let tcp_sum = Be16::from_bytes(frame.get::<2>(at + IPV4 + 16)?);
-    frame.put(at + IPV4 + 16, ports.apply(tcp_sum).to_bytes())?;
+    let sum_at = at + IPV4 + checksum_at(l4);
+    let sum = Be16::from_bytes(frame.get::<2>(sum_at)?);
+    if l4.is_tcp() || !sum.is_zero() {
+        frame.put(sum_at, written(l4, ports.apply(sum)).to_bytes())?;
+    }
     frame.put(at + IPV4, pair(to.src_port, to.dst_port))?;
 
     age(frame, at, ip, addresses)?;
     frame.put(at + 12, to.src.to_bytes())?;
     frame.put(at + 16, to.dst.to_bytes())
+}
+
+/// Where in its header a transport keeps its checksum.
+#[inline(always)]
+pub const fn checksum_at(l4: &Transport) -> usize {
+    if l4.is_tcp() { 16 } else { 6 }
+}
+
+// UDP writes all ones for a sum of zero: zero means that there is none (RFC 768).
+#[inline(always)]
+const fn written(l4: &Transport, sum: Be16) -> Be16 {
+    if !l4.is_tcp() && sum.is_zero() { Be16::new(0xffff) } else { sum }
 }
 
 /// Takes one hop off the TTL, which the caller has checked.
@@ -48,6 +63,13 @@ fn age<B: Bytes + ?Sized>(frame: &mut B, at: usize, ip: &Ipv4, also: Checksum) -
 pub fn set_macs<B: Bytes + ?Sized>(frame: &mut B, dst: [u8; 6], src: [u8; 6]) -> Option<()> {
     frame.put(0, dst)?;
     frame.put(6, src)
+}
+
+/// Sends the frame back to whom it came from.
+#[inline(always)]
+pub fn swap_macs<B: Bytes + ?Sized>(frame: &mut B) -> Option<()> {
+    let (dst, src) = (frame.get::<6>(0)?, frame.get::<6>(6)?);
+    set_macs(frame, src, dst)
 }
 
 #[inline(always)]

@@ -58,9 +58,9 @@ fn sum(bytes: &[u8], start: u32) -> u16 {
     sum as u16
 }
 
-fn parse(f: &[u8]) -> (Ipv4, Tcp) {
+fn parse(f: &[u8]) -> (Ipv4, Transport) {
     let ip = Ipv4::parse(f, L3).unwrap();
-    (ip, Tcp::parse(f, L3, &ip).unwrap())
+    (ip, Transport::parse(f, L3, &ip).unwrap())
 }
 
 fn outer(kind: Kind) -> Outer {
@@ -109,7 +109,7 @@ fn what_is_not_handled_is_told_apart() {
     assert_eq!(Ipv4::parse(&edit(17, 200)[..], L3), Err(Skip::Truncated), "longer than the frame");
     let short = edit(17, 39);
     let ip = Ipv4::parse(&short[..], L3).unwrap();
-    assert_eq!(Tcp::parse(&short[..], L3, &ip), Err(Skip::Truncated), "no room for a TCP header");
+    assert_eq!(Transport::parse(&short[..], L3, &ip), Err(Skip::Truncated), "no room for a TCP header");
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn outer_headers_are_a_valid_packet_around_the_inner_one() {
     let ip = Ipv4::parse(&f[..], L3).unwrap();
     assert_eq!(ip.total_len as usize, f.len() - ETHERNET);
     assert_eq!(sum(&f[14..34], 0), 0xffff, "header checksum");
-    assert_eq!(udp_ports(&f[..], L3, &ip).unwrap().1, GENEVE_PORT);
+    assert_eq!(Transport::parse(&f[..], L3, &ip).unwrap().dst_port, GENEVE_PORT);
     assert_eq!(u16::from_be_bytes([f[38], f[39]]) as usize, f.len() - ETHERNET - IPV4);
     assert_eq!(f.len(), 54 + ENCAP);
 }
@@ -168,7 +168,122 @@ fn tunnel_ports_are_ephemeral() {
     }
 }
 
+/// A SYN with these options.
+fn syn(options: &[u8]) -> Vec<u8> {
+    let mut f = tcp_frame(TCP_SYN, options);
+    f[46] = ((20 + options.len()) / 4 << 4) as u8;
+    set_checksums(&mut f);
+    f
+}
+
+#[test]
+fn the_mss_is_lowered_wherever_it_stands_and_never_raised() {
+    let cases: [(&[u8], Option<u16>); 6] = [
+        (&[2, 4, 5, 180], Some(1_398)),
+        (&[1, 2, 4, 5, 180, 1, 1, 0], Some(1_398)),
+        (&[3, 3, 7, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 2, 4, 5, 180, 1, 1], Some(1_398)),
+        (&[2, 4, 2, 24], Some(536)),
+        (&[], None),
+        (&[0, 2, 4, 5, 180, 0, 0, 0], None),
+    ];
+    for (options, expected) in cases {
+        let mut f = syn(options);
+        clamp_mss(&mut f[..], L3, 1_398).unwrap();
+        assert_eq!(find_mss(&f[..], L3).map(|mss| mss.value.get()), expected, "{options:?}");
+        assert_eq!(tcp_sum(&f), 0xffff, "{options:?}");
+    }
+}
+
+#[test]
+fn options_that_make_no_sense_hold_no_mss() {
+    for options in [&[3, 0, 2, 4][..], &[3, 1, 2, 4], &[3, 255, 2, 4], &[2, 8, 5, 180], &[1; 40]] {
+        assert_eq!(find_mss(&syn(options)[..], L3), None, "{options:?}");
+    }
+}
+
+#[test]
+fn a_reset_answers_what_the_segment_said() {
+    let read = |f: &[u8]| {
+        let word = |at: usize| u32::from_be_bytes(f[at..at + 4].try_into().unwrap());
+        (word(38), word(42), f[47])
+    };
+    let cases = [
+        // Sequence, acknowledged, flags, data: the reset's three.
+        (7, 0, TCP_SYN, &b""[..], (0, 8, TCP_RST | TCP_ACK)),
+        (7, 99, TCP_ACK, b"data", (99, 0, TCP_RST)),
+        (u32::MAX, 0, TCP_FIN, b"xy", (0, 2, TCP_RST | TCP_ACK)),
+    ];
+    for (sequence, acknowledged, flags, data, expected) in cases {
+        let mut f = tcp_frame(flags, data);
+        f[38..42].copy_from_slice(&u32::to_be_bytes(sequence));
+        f[42..46].copy_from_slice(&u32::to_be_bytes(acknowledged));
+        let (ip, segment) = parse(&f);
+        reset(&mut f[..], L3, &ip, &segment).unwrap();
+        f.truncate(RESET_LEN);
+        assert_eq!((sum(&f[14..34], 0), tcp_sum(&f)), (0xffff, 0xffff));
+        let (back, answer) = parse(&f);
+        assert_eq!((back.src, back.dst, back.total_len), (VIP, CLIENT, 40));
+        assert_eq!((answer.src_port.get(), answer.dst_port.get()), (80, 40_000));
+        assert_eq!(read(&f), expected);
+    }
+}
+
+/// A datagram; its checksum is none for `sum` zero.
+fn udp_frame(checksummed: bool, payload: &[u8]) -> Vec<u8> {
+    let mut f = tcp_frame(0, b"")[..ETHERNET + IPV4 + 4].to_vec();
+    let length = (UDP + payload.len()) as u16;
+    f.extend(length.to_be_bytes());
+    f.extend([0, 0]);
+    f.extend(payload);
+    f[16..18].copy_from_slice(&(length + IPV4 as u16).to_be_bytes());
+    f[23] = Ipv4::PROTO_UDP;
+    f[24..26].fill(0);
+    let ip = !sum(&f[14..34], 0);
+    f[24..26].copy_from_slice(&ip.to_be_bytes());
+    if checksummed {
+        let sum = match !udp_sum(&f) {
+            0 => 0xffff,
+            sum => sum,
+        };
+        f[40..42].copy_from_slice(&sum.to_be_bytes());
+    }
+    f
+}
+
+fn udp_sum(f: &[u8]) -> u16 {
+    let total = u16::from_be_bytes([f[16], f[17]]) as usize;
+    sum(&f[34..14 + total], 17 + (total - IPV4) as u32 + sum(&f[26..34], 0) as u32)
+}
+
+#[test]
+fn what_is_neither_tcp_nor_udp_has_no_ports() {
+    let mut f = tcp_frame(0, b"");
+    f[23] = 1;
+    let ip = Ipv4::parse(&f[..], L3).unwrap();
+    assert_eq!(Transport::parse(&f[..], L3, &ip), Err(Skip::Transport));
+}
+
 proptest! {
+    #[test]
+    fn rewritten_datagrams_have_right_checksums_or_none(
+        payload in proptest::collection::vec(any::<u8>(), 0..64), checksummed in any::<bool>(),
+        src in any::<[u8; 4]>(), dst in any::<[u8; 4]>(), ports in any::<(u16, u16)>(),
+    ) {
+        let mut f = udp_frame(checksummed, &payload);
+        let (ip, udp) = parse(&f);
+        prop_assert!(!udp.opens() && !udp.changes_state());
+        let to = Rewrite {
+            src: Be32::from_bytes(src), dst: Be32::from_bytes(dst),
+            src_port: Be16::new(ports.0), dst_port: Be16::new(ports.1),
+        };
+        rewrite(&mut f[..], L3, &ip, &udp, &to).unwrap();
+        prop_assert_eq!(sum(&f[14..34], 0), 0xffff);
+        match checksummed {
+            true => prop_assert_eq!((udp_sum(&f), f[40..42] != [0, 0]), (0xffff, true)),
+            false => prop_assert_eq!(&f[40..42], &[0, 0]),
+        }
+    }
+
     #[test]
     fn rewritten_segments_have_right_checksums(
         payload in proptest::collection::vec(any::<u8>(), 0..64),
@@ -182,7 +297,7 @@ proptest! {
             src: Be32::from_bytes(src), dst: Be32::from_bytes(dst),
             src_port: Be16::new(ports.0), dst_port: Be16::new(ports.1),
         };
-        rewrite_tcp(&mut f[..], L3, &ip, &tcp, &to).unwrap();
+        rewrite(&mut f[..], L3, &ip, &tcp, &to).unwrap();
         prop_assert_eq!(sum(&f[14..34], 0), 0xffff);
         prop_assert_eq!(tcp_sum(&f), 0xffff);
         let (ip, tcp) = parse(&f);
@@ -201,10 +316,13 @@ proptest! {
         let _ = (ether_type(&frame[..]), inner(&frame[..]));
         if let Ok(ip) = Ipv4::parse(&frame[..], at) {
             prop_assert!(at + ip.total_len as usize <= before);
-            let _ = udp_ports(&frame[..], at, &ip);
-            if let Ok(tcp) = Tcp::parse(&frame[..], at, &ip) {
+            if let Ok(tcp) = Transport::parse(&frame[..], at, &ip) {
                 let to = Rewrite { src: ip.dst, dst: ip.src, src_port: tcp.dst_port, dst_port: tcp.src_port };
-                prop_assert!(rewrite_tcp(&mut frame[..], at, &ip, &tcp, &to).is_some());
+                prop_assert!(rewrite(&mut frame[..], at, &ip, &tcp, &to).is_some());
+                if tcp.is_tcp() {
+                    let _ = clamp_mss(&mut frame[..], at, 536);
+                    prop_assert!(reset(&mut frame[..], at, &ip, &tcp).is_some());
+                }
             }
             let _ = age_ipv4(&mut frame[..], at, &ip);
         }

@@ -1,8 +1,8 @@
 //! The entry's choice of a backend, and its memory of it: client -> backend, nothing else, per CPU.
 
-use abi::{BACKEND_DOWN, Backend, Bucket, Reason, RingHead, VipValue, Way};
+use abi::{BACKEND_DOWN, BACKEND_DRAINING, Backend, Be16, Bucket, Reason, RingHead, VipValue, Way};
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_jiffies64};
-use packet::{FlowHash, Ipv4, Tcp};
+use packet::{FlowHash, Ipv4, Transport};
 
 use crate::{
     count,
@@ -13,32 +13,58 @@ use crate::{
 #[unsafe(no_mangle)]
 static ENTRY_BITS: u32 = 16;
 
+/// How long the choice for an idle UDP flow stands. In jiffies: half a minute at the fastest tick.
+const UDP_IDLE: u32 = 30_000;
+
 pub struct Choice {
     pub id: u32,
     pub backend: &'static Backend,
     pub hash: FlowHash,
+    /// No packet of it was seen before: it is a new flow.
+    pub opens: bool,
+    /// The source port that the backend's table gave this flow within this tick; zero when it was not asked.
+    pub port: Be16,
+    /// Where the choice is remembered. The way is searched for again when it is needed: carried along, each of its places
+    /// would be another state to the verifier.
+    bucket: Option<*mut Bucket>,
+    key: u64,
+}
+
+impl Choice {
+    /// Spares the flow's next packets within this tick the question.
+    #[inline(always)]
+    pub fn remember_port(&self, port: Be16) {
+        if let Some(way) = self.bucket.and_then(|bucket| find(bucket, self.key)) {
+            // SAFETY: a way of this CPU's own slice, whose bucket came from a checked lookup.
+            unsafe { (*way).port = port };
+        }
+    }
 }
 
 /// The backend of a flow: the remembered one while it lives, else the ring's. A SYN is a new connection whatever an
 /// old one with its ports was sent to, so it never reads the memory; every choice is written to it.
 #[inline(always)]
-pub fn choose(vip: &VipValue, ip: &Ipv4, tcp: &Tcp) -> Result<Choice, Reason> {
-    let hash = FlowHash::of(ip.src, tcp.src_port, ip.dst, tcp.dst_port);
-    let key = Way::key_of(ip.src, tcp.src_port, vip.frontend);
+pub fn choose(vip: &VipValue, ip: &Ipv4, l4: &Transport) -> Result<Choice, Reason> {
+    let hash = FlowHash::of(ip.src, l4.src_port, ip.dst, l4.dst_port);
+    let key = Way::key_of(ip.src, l4.src_port, vip.frontend);
     let now = now();
     let bucket = bucket(hash);
-    if !tcp.opens() {
-        if let Some(choice) = bucket.and_then(|bucket| remembered(bucket, key, now, hash)) {
+    if !l4.opens() {
+        if let Some(bucket) = bucket
+            && let Some(choice) = remembered(bucket, key, now, hash, l4)?
+        {
             return Ok(choice);
         }
-        count::reason(Reason::EntryMiss);
+        if l4.is_tcp() {
+            count::reason(Reason::EntryMiss);
+        }
     }
     let (id, backend) = from_ring(vip.ring, hash.slot())?;
     if let Some(bucket) = bucket {
         // SAFETY: the pointer comes from a checked lookup, and the slice is this CPU's own.
-        remember(unsafe { &mut *bucket }, Way { key, backend: id, seen: now });
+        remember(unsafe { &mut *bucket }, Way { key, backend: id as u16, port: Be16::default(), seen: now });
     }
-    Ok(Choice { id, backend, hash })
+    Ok(Choice { id, backend, hash, opens: l4.opens() || !l4.is_tcp(), port: Be16::default(), bucket, key })
 }
 
 /// The live backend that a ring's slot names.
@@ -70,25 +96,55 @@ fn bucket(hash: FlowHash) -> Option<*mut Bucket> {
     ENTRY_FLOWS.get_ptr_mut(cpu << bits | hash.bucket() & ((1 << bits) - 1))
 }
 
-// A backend that is gone is forgotten: the flow goes to another one, whose kernel resets it.
+/// Nothing is known of the flow; or its backend; or that this one is gone, which ends a connection, while UDP goes to
+/// another one at once.
 #[inline(always)]
-fn remembered(bucket: *mut Bucket, key: u64, now: u32, hash: FlowHash) -> Option<Choice> {
-    // SAFETY: the pointer comes from a checked lookup, and the slice is this CPU's own.
-    let ways = unsafe { &mut (*bucket).ways };
-    let mut id = 0;
+fn remembered(
+    bucket: *mut Bucket,
+    key: u64,
+    now: u32,
+    hash: FlowHash,
+    l4: &Transport,
+) -> Result<Option<Choice>, Reason> {
+    let Some(way) = find(bucket, key) else { return Ok(None) };
+    // SAFETY: a way of this CPU's own slice, whose bucket came from a checked lookup.
+    let held = unsafe { *way };
+    let Some(backend) = BACKENDS.get(held.backend as u32) else { return Ok(None) };
+    if l4.is_tcp() {
+        if is_gone(backend) {
+            return Err(Reason::BackendDown);
+        }
+    } else if is_gone(backend) || backend.flags & BACKEND_DRAINING != 0 || now.wrapping_sub(held.seen) > UDP_IDLE {
+        return Ok(None);
+    }
+    let port = if held.seen == now { held.port } else { Be16::default() };
+    if held.seen != now {
+        // SAFETY: as above.
+        unsafe {
+            (*way).seen = now;
+            (*way).port = port;
+        }
+    }
+    Ok(Some(Choice { id: held.backend as u32, backend, hash, opens: false, port, bucket: Some(bucket), key }))
+}
+
+#[inline(always)]
+fn find(bucket: *mut Bucket, key: u64) -> Option<*mut Way> {
     let mut i = 0;
     while i < 4 {
-        if ways[i].key == key {
-            id = ways[i].backend;
-            if ways[i].seen != now {
-                ways[i].seen = now;
-            }
-            break;
+        // SAFETY: the pointer comes from a checked lookup, and the slice is this CPU's own.
+        let way = unsafe { &mut (*bucket).ways[i] };
+        if way.key == key {
+            return Some(way);
         }
         i += 1;
     }
-    let backend = BACKENDS.get(id)?;
-    (!backend.addr.is_zero() && backend.flags & BACKEND_DOWN == 0).then_some(Choice { id, backend, hash })
+    None
+}
+
+#[inline(always)]
+fn is_gone(backend: &Backend) -> bool {
+    backend.addr.is_zero() || backend.flags & BACKEND_DOWN != 0
 }
 
 // The flow's own way, else a free one, else the one that was idle longest.

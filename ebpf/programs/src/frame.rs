@@ -1,6 +1,9 @@
 //! The frame under XDP, as `packet` reads it.
 
-use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
+use aya_ebpf::{
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    programs::XdpContext,
+};
 use packet::Bytes;
 
 pub struct Frame<'a> {
@@ -29,6 +32,14 @@ impl<'a> Frame<'a> {
     pub fn move_start(&mut self, by: i32) -> Option<()> {
         // SAFETY: the context is the one the program was called with; every access reads its pointers anew.
         (unsafe { bpf_xdp_adjust_head(self.ctx.ctx, by) } == 0).then_some(())
+    }
+
+    /// Cuts off what is behind the first `len` bytes. A frame that is shorter stays as it is.
+    #[inline(always)]
+    pub fn truncate(&mut self, len: usize) -> Option<()> {
+        let more = Bytes::len(self) as i32 - len as i32;
+        // SAFETY: as in `move_start`.
+        (more <= 0 || unsafe { bpf_xdp_adjust_tail(self.ctx.ctx, -more) } == 0).then_some(())
     }
 
     #[inline(always)]

@@ -3,20 +3,23 @@
 //! ```text
 //!            wire                          allocation                     socket
 //!             │                                 │                            │
-//!        xdp_uplink ── tunnel ── xdp_uplink ── veth ── tc_veth           connect4
+//!        xdp_uplink ── tunnel ── xdp_uplink ── veth ── tc_veth            sockets
 //!         (entry)                (backend's node)    (replies, overlay)
+//!                                    └─ node's own stack ── tc_uplink (replies)
 //! ```
 #![no_std]
 #![no_main]
 
 #[cfg(feature = "bench")]
 mod bench;
-mod connect4;
 mod count;
 mod entry;
 mod flow;
 mod frame;
 mod maps;
+mod sockets;
+mod tc;
+mod tc_uplink;
 mod tc_veth;
 mod xdp_pass;
 mod xdp_uplink;

@@ -1,12 +1,12 @@
 //! The maps, as `abi` names and sizes them.
 
 use abi::{
-    Alias, AliasKey, Backend, BackendCounters, Be32, Bucket, Endpoint, Flow, FlowKey, Node, Uplink, VipKey, VipValue,
-    maps as size,
+    Alias, AliasKey, Backend, BackendCounters, Be32, Bucket, Endpoint, Flow, FlowKey, NearEndpoint, Node, Peers,
+    Uplink, VipKey, VipValue, maps as size,
 };
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage},
     macros::btf_map,
 };
 
@@ -28,6 +28,8 @@ pub static NODE_BY_ADDR: HashMap<Be32, u32, { size::NODE_BY_ADDR_MAX as usize }>
 pub static BLOCKS: HashMap<Be32, u32, { size::BLOCKS_MAX as usize }> = HashMap::new();
 #[btf_map(name = "endpoints")]
 pub static ENDPOINTS: HashMap<Be32, Endpoint, { size::ENDPOINTS_MAX as usize }> = HashMap::new();
+#[btf_map(name = "near_endpoints")]
+pub static NEAR_ENDPOINTS: Array<NearEndpoint, { size::NEAR_ENDPOINTS_MAX as usize }, MMAPABLE> = Array::new();
 #[btf_map(name = "uplink")]
 pub static UPLINK: Array<Uplink, { size::UPLINK_MAX as usize }> = Array::new();
 /// Mmapable for its page-aligned memory: a bucket is one cache line. The loader sets the number of entries.
@@ -37,6 +39,10 @@ pub static ENTRY_FLOWS: Array<Bucket, { size::ENTRY_BUCKETS as usize }, MMAPABLE
 pub static FLOWS: LruHashMap<FlowKey, Flow, { size::FLOWS_MAX as usize }> = LruHashMap::new();
 #[btf_map(name = "aliases")]
 pub static ALIASES: LruHashMap<AliasKey, Alias, { size::ALIASES_MAX as usize }> = LruHashMap::new();
+#[btf_map(name = "alias_hints")]
+pub static ALIAS_HINTS: Array<u32, { size::ALIAS_HINTS_MAX as usize }> = Array::new();
+#[btf_map(name = "peers")]
+pub static PEERS: SkStorage<Peers> = SkStorage::new();
 #[btf_map(name = "backend_counters")]
 pub static BACKEND_COUNTERS: PerCpuArray<BackendCounters, { size::BACKEND_COUNTERS_MAX as usize }> = PerCpuArray::new();
 #[btf_map(name = "reasons")]

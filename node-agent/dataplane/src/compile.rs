@@ -202,7 +202,7 @@ impl<'a> Compiler<'a> {
             }
             let asking: Vec<_> = placed.iter().filter(|placed| has_tag(placed.instance, &tags)).collect();
             edges.insert(port, Edge::new(service, &asking));
-            let members = self.edge_members(&service.name, port, &asking);
+            let members = ring_members(takers(asking.into_iter()).into_iter());
             let added = self.add_frontend(vip_key(addr, port), abi::VIP_EDGE, members, FrontendSource::Edge);
             frontends.extend(self.or_report(&service.name, added));
         }
@@ -226,16 +226,6 @@ impl<'a> Compiler<'a> {
             }
         }
         ports
-    }
-
-    fn edge_members(&mut self, service: &str, port: u16, asking: &[&Placed<'_>]) -> Vec<RingMember> {
-        let (host, bridge): (Vec<_>, Vec<_>) =
-            asking.iter().copied().partition(|placed| placed.instance.network == InstanceNetwork::Host);
-        if let Some(placed) = host.first() {
-            let (address, instance_port) = (placed.instance.address, placed.instance.port);
-            self.report(service, RouteProblemKind::HostNetwork { port, address, instance_port });
-        }
-        ring_members(takers(bridge.into_iter()).into_iter())
     }
 
     /// Host ports of local allocations, each a frontend with one backend. An edge route on the same port goes first.

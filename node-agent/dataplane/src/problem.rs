@@ -26,10 +26,6 @@ pub enum RouteProblemKind {
         "port {port} is also the host port of allocation {alloc_id} here; the route stands, the host port does not"
     )]
     HostPortHidden { port: u16, alloc_id: AllocId },
-    #[error(
-        "port {port}: instance {address}:{instance_port} is in host network mode, which an edge route cannot reach yet; use bridge mode"
-    )]
-    HostNetwork { port: u16, address: IpAddr, instance_port: u16 },
     #[error("address {address} is IPv6, which is not built yet")]
     Ipv6 { address: IpAddr },
     #[error("the node's {table} table is full; nothing more can be added until services go")]

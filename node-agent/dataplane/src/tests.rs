@@ -277,7 +277,7 @@ fn the_nodes_own_ports_are_not_given_away() {
 }
 
 #[test]
-fn host_network_backends_are_flagged_and_an_edge_route_to_them_is_a_problem() {
+fn host_network_backends_are_flagged_and_behind_edge_routes_as_others_are() {
     let mut services = web();
     let host = &mut services[0].instances[1];
     (host.network, host.address, host.port) = (InstanceNetwork::Host, ip("10.77.0.12"), 20_000);
@@ -286,8 +286,8 @@ fn host_network_backends_are_flagged_and_an_edge_route_to_them_is_a_problem() {
     let flagged = compilation.image().backends.values().find(|b| b.addr == addr("10.77.0.12")).expect("placed");
     assert_eq!(flagged.flags, BACKEND_HOST);
     assert!(behind(compilation.image(), key("10.43.0.1", 80)).contains(&Ipv4Addr::new(10, 77, 0, 12)));
-    assert_eq!(behind(compilation.image(), key("10.77.0.11", 80)), addresses(["10.64.1.2", "10.64.3.2"]));
-    assert!(matches!(compilation.problems[0].kind, RouteProblemKind::HostNetwork { port: 80, .. }));
+    assert_eq!(behind(compilation.image(), key("10.77.0.11", 80)), addresses(["10.64.1.2", "10.77.0.12", "10.64.3.2"]));
+    assert_eq!(compilation.problems, []);
 }
 
 #[test]

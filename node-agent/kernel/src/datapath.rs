@@ -73,10 +73,15 @@ impl Datapath {
         let mut object = load(&pins)?;
         let maps = Maps::take(&mut object)?;
         let mut datapath = Self { object, maps, pins, mode: UplinkMode::Absent, adopted };
-        datapath.attach_connect(&config.cgroup_root)?;
+        for hook in name::SOCKET_HOOKS {
+            datapath.attach_hook(hook, &config.cgroup_root)?;
+        }
         datapath.reattach_veths()?;
         datapath.mode = match &config.uplink {
-            Some(uplink) => datapath.attach_uplink(uplink)?,
+            Some(uplink) => {
+                datapath.attach_egress(uplink)?;
+                datapath.attach_uplink(uplink)?
+            }
             None => datapath.detach_uplink()?,
         };
         datapath.pins.remove_other_layouts()?;
@@ -104,19 +109,7 @@ impl Datapath {
 
     /// Follows the traffic out of an allocation: `ifindex` is the host side of its veth. Done already is no error.
     pub fn attach_veth(&mut self, ifindex: u32) -> Result<(), KernelError> {
-        let path = self.pins.veth(ifindex);
-        let program: &mut SchedClassifier = program(&mut self.object, name::TC_VETH)?;
-        let fd = program.fd().map_err(|e| error::load(name::TC_VETH, e))?;
-        if pins::replace_at(&path, ifindex, fd)? {
-            return Ok(());
-        }
-        let interface = if_indextoname(ifindex).map_err(|_| KernelError::NoInterface(ifindex))?;
-        let interface = interface.to_string_lossy().into_owned();
-        let failed = |e| error::attach(name::TC_VETH, &interface, e);
-        let options = TcAttachOptions::TcxOrder(aya::programs::LinkOrder::default());
-        let link = program.attach_with_options(&interface, TcAttachType::Ingress, options).map_err(failed)?;
-        let link = program.take_link(link).map_err(failed)?;
-        pins::pin(link.try_into().map_err(|_| KernelError::NoLink(name::TC_VETH))?, &path)
+        self.attach_tcx(name::TC_VETH, ifindex, TcAttachType::Ingress, &self.pins.veth(ifindex))
     }
 
     /// Not attached is no error: the interface may be gone.
@@ -173,20 +166,65 @@ impl Datapath {
         run(program, frame)
     }
 
-    fn attach_connect(&mut self, cgroup_root: &Path) -> Result<(), KernelError> {
-        let path = self.pins.link(name::CONNECT4);
-        let program: &mut CgroupSockAddr = program(&mut self.object, name::CONNECT4)?;
+    /// Runs the uplink's egress program on a frame, as [`Self::trace_reply`] does.
+    pub fn trace_egress(&mut self, frame: &[u8]) -> Result<(u32, Vec<u8>), KernelError> {
+        let program: &mut SchedClassifier = program(&mut self.object, name::TC_UPLINK)?;
+        run(program, frame)
+    }
+
+    /// How many instructions the kernel's verifier walked through for each program.
+    pub fn verified_instructions(&self) -> Result<BTreeMap<&'static str, u32>, KernelError> {
+        let names = [name::XDP_UPLINK, name::TC_VETH, name::TC_UPLINK].into_iter().chain(name::SOCKET_HOOKS);
+        let verified = |name: &'static str| {
+            let program = self.object.program(name).ok_or(KernelError::Missing { what: "program", name })?;
+            let info = program.info().map_err(|e| error::load(name, e))?;
+            Ok((name, info.verified_instruction_count().unwrap_or(0)))
+        };
+        names.map(verified).collect()
+    }
+
+    fn attach_hook(&mut self, hook: &'static str, cgroup_root: &Path) -> Result<(), KernelError> {
+        let path = self.pins.link(hook);
+        let program: &mut CgroupSockAddr = program(&mut self.object, hook)?;
         if let Some(link) = pins::existing(&path)? {
-            let fd = program.fd().map_err(|e| error::load(name::CONNECT4, e))?;
+            let fd = program.fd().map_err(|e| error::load(hook, e))?;
             return pins::replace(&path, link, fd);
         }
         let to = cgroup_root.display().to_string();
-        let failed = |e: ProgramError| error::attach(name::CONNECT4, &to, e);
+        let failed = |e: ProgramError| error::attach(hook, &to, e);
         let cgroup = File::open(cgroup_root).map_err(|e| failed(ProgramError::IOError(e)))?;
         // Links of several agents stack at one cgroup in this mode; the kernel refuses the other modes for links.
         let link = program.attach(cgroup, CgroupAttachMode::Single).map_err(failed)?;
         let link = program.take_link(link).map_err(failed)?;
-        pins::pin(link.try_into().map_err(|_| KernelError::NoLink(name::CONNECT4))?, &path)
+        pins::pin(link.try_into().map_err(|_| KernelError::NoLink(hook))?, &path)
+    }
+
+    // What leaves the node's own stack; an uplink of before may have been another interface.
+    fn attach_egress(&mut self, interface: &str) -> Result<(), KernelError> {
+        let ifindex = if_nametoindex(interface).map_err(|_| PreflightError::NoInterface(interface.to_owned()))?;
+        self.attach_tcx(name::TC_UPLINK, ifindex, TcAttachType::Egress, &self.pins.link(UPLINK_EGRESS))
+    }
+
+    /// Done already is no error.
+    fn attach_tcx(
+        &mut self,
+        name: &'static str,
+        ifindex: u32,
+        direction: TcAttachType,
+        path: &Path,
+    ) -> Result<(), KernelError> {
+        let program: &mut SchedClassifier = program(&mut self.object, name)?;
+        let fd = program.fd().map_err(|e| error::load(name, e))?;
+        if pins::replace_at(path, ifindex, fd)? {
+            return Ok(());
+        }
+        let interface = if_indextoname(ifindex).map_err(|_| KernelError::NoInterface(ifindex))?;
+        let interface = interface.to_string_lossy().into_owned();
+        let failed = |e| error::attach(name, &interface, e);
+        let options = TcAttachOptions::TcxOrder(aya::programs::LinkOrder::default());
+        let link = program.attach_with_options(&interface, direction, options).map_err(failed)?;
+        let link = program.take_link(link).map_err(failed)?;
+        pins::pin(link.try_into().map_err(|_| KernelError::NoLink(name))?, path)
     }
 
     // Links whose interface vanished while no agent ran go away here.
@@ -204,6 +242,7 @@ impl Datapath {
         for mode in [UplinkMode::Native, UplinkMode::Generic { reason: String::new() }] {
             pins::remove(&self.pins.link(mode.pin()))?;
         }
+        pins::remove(&self.pins.link(UPLINK_EGRESS))?;
         Ok(UplinkMode::Absent)
     }
 
@@ -228,6 +267,8 @@ impl Datapath {
     }
 }
 
+const UPLINK_EGRESS: &str = "uplink-egress";
+
 impl UplinkMode {
     fn pin(&self) -> &'static str {
         match self {
@@ -249,8 +290,12 @@ fn load(pins: &Pins) -> Result<Ebpf, KernelError> {
     }
     let mut object = loader.load(crate::object())?;
     program::<&mut Xdp>(&mut object, name::XDP_UPLINK)?.load().map_err(|e| error::load(name::XDP_UPLINK, e))?;
-    program::<&mut SchedClassifier>(&mut object, name::TC_VETH)?.load().map_err(|e| error::load(name::TC_VETH, e))?;
-    program::<&mut CgroupSockAddr>(&mut object, name::CONNECT4)?.load().map_err(|e| error::load(name::CONNECT4, e))?;
+    for name in [name::TC_VETH, name::TC_UPLINK] {
+        program::<&mut SchedClassifier>(&mut object, name)?.load().map_err(|e| error::load(name, e))?;
+    }
+    for name in name::SOCKET_HOOKS {
+        program::<&mut CgroupSockAddr>(&mut object, name)?.load().map_err(|e| error::load(name, e))?;
+    }
     Ok(object)
 }
 

@@ -6,8 +6,8 @@ use std::{
 };
 
 use abi::{
-    Backend, BackendCounters, Be32, Endpoint, Node, Reason, RingHead, Unresolved, Uplink, VipKey, VipValue,
-    maps as name,
+    Backend, BackendCounters, Be32, Endpoint, NearEndpoint, Node, Reason, RingHead, Unresolved, Uplink, VipKey,
+    VipValue, maps as name,
 };
 use aya::{
     Ebpf, Pod,
@@ -26,6 +26,7 @@ pub(crate) struct Maps {
     node_by_addr: HashMap<MapData, Be32, u32>,
     blocks: HashMap<MapData, Be32, u32>,
     endpoints: HashMap<MapData, Be32, Endpoint>,
+    near_endpoints: Mapped<NearEndpoint>,
     uplink: Array<MapData, Uplink>,
     scope: HashMap<MapData, u64, u32>,
     backend_counters: PerCpuArray<MapData, BackendCounters>,
@@ -44,6 +45,7 @@ impl Maps {
             node_by_addr: take(object, name::NODE_BY_ADDR)?,
             blocks: take(object, name::BLOCKS)?,
             endpoints: take(object, name::ENDPOINTS)?,
+            near_endpoints: mapped(object, name::NEAR_ENDPOINTS)?,
             uplink: take(object, name::UPLINK)?,
             scope: take(object, name::SCOPE)?,
             backend_counters: take(object, name::BACKEND_COUNTERS)?,
@@ -60,8 +62,8 @@ impl Maps {
     fn write(&mut self, write: &Write) -> Result<(), KernelError> {
         match write {
             Write::SetUplink(uplink) => self.uplink.set(0, uplink, 0).map_err(on_map(name::UPLINK)),
-            Write::SetEndpoint(addr, to) => self.endpoints.insert(addr, to, 0).map_err(on_map(name::ENDPOINTS)),
-            Write::RemoveEndpoint(addr) => removed(name::ENDPOINTS, self.endpoints.remove(addr)),
+            Write::SetEndpoint(addr, to) => self.set_endpoint(*addr, *to),
+            Write::RemoveEndpoint(addr) => self.remove_endpoint(*addr),
             Write::SetNode(index, node) => self.nodes.set(*index, *node),
             Write::SetNodeByAddr(addr, to) => self.node_by_addr.insert(addr, to, 0).map_err(on_map(name::NODE_BY_ADDR)),
             Write::RemoveNodeByAddr(addr) => removed(name::NODE_BY_ADDR, self.node_by_addr.remove(addr)),
@@ -73,6 +75,21 @@ impl Maps {
             Write::SetVip(key, value) => self.vips.insert(key, value, 0).map_err(on_map(name::VIPS)),
             Write::RemoveVip(key) => removed(name::VIPS, self.vips.remove(key)),
         }
+    }
+
+    // The newest of those that share a low byte has the near place; the others are found by hashing.
+    fn set_endpoint(&mut self, addr: Be32, to: Endpoint) -> Result<(), KernelError> {
+        self.endpoints.insert(addr, to, 0).map_err(on_map(name::ENDPOINTS))?;
+        let Endpoint { ifindex, mac, host_mac } = to;
+        self.near_endpoints.set(addr.get() & 0xff, NearEndpoint { addr, ifindex, mac, host_mac })
+    }
+
+    fn remove_endpoint(&mut self, addr: Be32) -> Result<(), KernelError> {
+        let near = addr.get() & 0xff;
+        if self.near_endpoints.get(near).is_some_and(|held| held.addr == addr) {
+            self.near_endpoints.set(near, NearEndpoint::default())?;
+        }
+        removed(name::ENDPOINTS, self.endpoints.remove(&addr))
     }
 
     // A new backend does not inherit what an earlier one with its id was sent.

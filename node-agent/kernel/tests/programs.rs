@@ -8,12 +8,20 @@ use abi::{BACKEND_DOWN, Endpoint, Reason};
 use common::*;
 use dataplane::{MapImage, diff};
 use kernel::{Datapath, TraceAction};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
 use packet::{Inner, Kind, Target};
 
 const TC_REDIRECT: u32 = 7;
 const TC_NEXT: u32 = u32::MAX;
 
+/// On one CPU: each has an entry cache of its own.
 fn published(image: &MapImage) -> (Rig, Datapath) {
+    let mut cpu = CpuSet::new();
+    cpu.set(0).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &cpu).unwrap();
     let rig = Rig::new(None);
     let mut datapath = rig.attach();
     datapath.publish(&diff(&MapImage::default(), image)).unwrap();
@@ -44,7 +52,10 @@ fn segment(port: u16, flags: u8) -> Segment {
 
 /// As the peer would send it: in the tunnel, with the backend it chose.
 fn tunnelled(from: [u8; 4], kind: Kind, target: ([u8; 4], u16), inner: &Segment) -> Vec<u8> {
-    let inner = inner.frame();
+    tunnelled_frame(from, kind, target, &inner.frame())
+}
+
+fn tunnelled_frame(from: [u8; 4], kind: Kind, target: ([u8; 4], u16), inner: &[u8]) -> Vec<u8> {
     let outer = packet::Outer {
         src_mac: [2, 0, 0, 0, 0, 12],
         dst_mac: [2, 0, 0, 0, 0, 11],
@@ -55,7 +66,7 @@ fn tunnelled(from: [u8; 4], kind: Kind, target: ([u8; 4], u16), inner: &Segment)
         kind,
         target: Target { addr: addr(target.0), port: abi::Be16::new(target.1), proto: TCP },
     };
-    [&outer.bytes()[..], &inner].concat()
+    [&outer.bytes()[..], inner].concat()
 }
 
 #[test]
@@ -107,20 +118,18 @@ fn drops_have_a_counted_reason() {
     image.nodes.insert(2, abi::Node { addr: addr([10, 77, 0, 13]), dmac: [0; 6], flags: 0 });
     image.backends.insert(3, backend([10, 64, 0, 130], 1, 2));
     image.backends.insert(4, abi::Backend { flags: BACKEND_DOWN, ..backend(REMOTE, 9, 1) });
-    image.backends.insert(5, abi::Backend { flags: abi::BACKEND_HOST, ..backend(NODE, 9, 0) });
-    image.backends.insert(6, backend([10, 64, 0, 9], 9, 0));
-    for (ring, port) in [(5, 84), (6, 85), (7, 86), (8, 87)] {
+    image.backends.insert(5, backend([10, 64, 0, 9], 9, 0));
+    for (ring, port) in [(5, 84), (6, 85), (7, 86)] {
         add_service(&mut image, key(VIP, port), ring, &[ring - 2]);
     }
     let (_rig, mut datapath) = published(&image);
     let cases = [
-        (segment(83, SYN), Reason::NoBackend),
+        (segment(83, RST), Reason::NoBackend),
         (Segment { payload: 1400, ..segment(82, ACK) }, Reason::TooBig),
         (Segment { ttl: 1, ..segment(80, SYN) }, Reason::TtlExpired),
         (segment(84, SYN), Reason::NodeUnresolved),
         (segment(85, SYN), Reason::BackendDown),
-        (segment(86, SYN), Reason::HostBackend),
-        (segment(87, SYN), Reason::NotOurEndpoint),
+        (segment(86, SYN), Reason::NotOurEndpoint),
     ];
     for (segment, reason) in cases {
         assert_eq!(datapath.trace(&segment.frame()).unwrap().action, TraceAction::Dropped, "{reason:?}");
@@ -162,7 +171,7 @@ fn tunnelled_packets_are_taken_from_nodes_for_local_endpoints_only() {
     let got = Segment::read(&good.frame);
     assert_eq!((got.src, got.dst, got.ttl), ((CLIENT, 40_000), (LOCAL, 8080), 63));
     let stranger = tunnelled([10, 77, 0, 99], Kind::Forward, (LOCAL, 8080), &inner);
-    let elsewhere = tunnelled(PEER, Kind::Forward, (REMOTE, 8080), &inner);
+    let elsewhere = tunnelled(PEER, Kind::Forward, (REMOTE, 8080), &inner); // a SYN is worth another try
     let mut foreign = tunnelled(PEER, Kind::Forward, (LOCAL, 8080), &inner);
     foreign[52] = 0; // the option's class
     for frame in [stranger, elsewhere, foreign] {
@@ -277,7 +286,164 @@ fn a_ring_change_moves_new_connections_and_no_old_ones() {
     gone.rings.insert(1, ring_of(6000, 3, &[1]));
     gone.backends.get_mut(&2).unwrap().flags |= BACKEND_DOWN;
     datapath.publish(&diff(&after, &gone)).unwrap();
-    assert_eq!(target(&mut datapath, Segment { flags: ACK, ..other }), 1, "its backend is gone: another one resets it");
+    let reset = datapath.trace(&Segment { flags: ACK, ..other }.frame()).unwrap();
+    assert_eq!(Segment::read(&reset.frame).flags, RST, "its backend is gone");
+    assert_eq!(target(&mut datapath, Segment { flags: SYN, ..other }), 1);
+}
+
+/// What the entry says to the client, as an answer to the segment.
+fn assert_reset(datapath: &mut Datapath, segment: &Segment, reason: Reason) {
+    let before = count(datapath, reason);
+    let trace = datapath.trace(&segment.frame()).unwrap();
+    assert_eq!((trace.action, trace.frame.len()), (TraceAction::SentBack, packet::RESET_LEN), "{reason:?}");
+    let got = Segment::read(&trace.frame);
+    assert_eq!((got.src, got.dst, got.payload), (segment.dst, segment.src, 0));
+    assert_eq!(got.flags & RST, RST);
+    assert_eq!(trace.frame[0..12], [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 11], "to whom it came from");
+    assert_eq!(count(datapath, reason), before + 1, "{reason:?}");
+}
+
+#[test]
+fn who_dials_a_service_without_backends_is_refused_at_once() {
+    let (_rig, mut datapath) = published(&services());
+    for flags in [SYN, ACK, FIN | ACK] {
+        assert_reset(&mut datapath, &Segment { payload: 100, ..segment(83, flags) }, Reason::ResetNoBackend);
+    }
+    let silent = datapath.trace(&segment(83, RST).frame()).unwrap();
+    assert_eq!(silent.action, TraceAction::Dropped, "resets are not answered");
+}
+
+#[test]
+fn a_flow_whose_backend_is_gone_is_reset_and_no_other_is() {
+    let before = services();
+    let (_rig, mut datapath) = published(&before);
+    let flow = |port: u16, client: u16, flags: u8| Segment { src: (CLIENT, client), ..segment(port, flags) };
+    for (port, client) in [(80, 1), (81, 2), (82, 3)] {
+        datapath.trace(&flow(port, client, SYN).frame()).unwrap();
+    }
+    let mut after = before.clone();
+    after.backends.get_mut(&2).unwrap().flags |= BACKEND_DOWN;
+    after.rings.insert(3, ring_of(9_000, 2, &[1]));
+    datapath.publish(&diff(&before, &after)).unwrap();
+    assert_reset(&mut datapath, &flow(82, 3, ACK), Reason::ResetBackendGone);
+    for (port, client) in [(80, 1), (81, 2)] {
+        let kept = datapath.trace(&flow(port, client, ACK).frame()).unwrap();
+        assert_eq!(kept.action, TraceAction::Redirected);
+    }
+    // The allocation's network goes before the catalog's word of it has come.
+    let mut bare = after.clone();
+    bare.endpoints.clear();
+    datapath.publish(&diff(&after, &bare)).unwrap();
+    assert_reset(&mut datapath, &flow(80, 1, ACK), Reason::ResetNotOurEndpoint);
+    let retried = datapath.trace(&flow(80, 9, SYN).frame()).unwrap();
+    assert_eq!(retried.action, TraceAction::Dropped, "sent again, it finds the new ring");
+}
+
+#[test]
+fn a_tunnelled_flow_without_an_endpoint_is_reset_by_way_of_its_entry() {
+    let (_rig, mut datapath) = published(&image());
+    let inner = Segment { payload: 50, ..segment(82, ACK) };
+    let trace = datapath.trace(&tunnelled(PEER, Kind::Forward, (LOCAL, 8080), &inner)).unwrap();
+    assert_eq!(trace.action, TraceAction::SentBack);
+    assert_eq!(trace.frame[0..12], [2, 0, 0, 0, 0, 12, 2, 0, 0, 0, 0, 11]);
+    let outer = packet::Ipv4::parse(&trace.frame[..], packet::L3).unwrap();
+    assert_eq!((outer.src, outer.dst), (addr(NODE), addr(PEER)));
+    assert_eq!(outer.total_len as usize, trace.frame.len() - packet::ETHERNET);
+    assert_eq!(packet::inner(&trace.frame[..]).unwrap().kind, Kind::Reply);
+    let got = Segment::read(&trace.frame[packet::OUTER..]);
+    assert_eq!((got.src, got.dst, got.flags), (inner.dst, inner.src, RST));
+    assert_eq!(count(&datapath, Reason::ResetNotOurEndpoint), 1);
+    let again = tunnelled(PEER, Kind::Forward, (LOCAL, 8080), &Segment { flags: RST, ..inner });
+    assert_eq!(datapath.trace(&again).unwrap().action, TraceAction::Dropped);
+}
+
+/// Port 80 leads to a socket of this node, 81 to one of the peer.
+fn host_services() -> MapImage {
+    let mut image = image();
+    let host = |address: [u8; 4], node: u32| {
+        let local = backend(address, 20_000, node);
+        abi::Backend { flags: local.flags | abi::BACKEND_HOST, ..local }
+    };
+    image.backends.insert(1, host(NODE, 0));
+    image.backends.insert(2, host(PEER, 1));
+    add_service(&mut image, key(NODE, 80), 1, &[1]);
+    add_service(&mut image, key(NODE, 81), 2, &[2]);
+    image
+}
+
+#[test]
+fn a_backend_in_the_nodes_own_network_gets_its_packets_by_the_stack() {
+    let (_rig, mut datapath) = published(&host_services());
+    let dialled = Segment::new((CLIENT, 40_000), (NODE, 80), SYN);
+    let trace = datapath.trace(&dialled.frame()).unwrap();
+    assert_eq!(trace.action, TraceAction::ToStack);
+    assert_eq!(Segment::read(&trace.frame), Segment { dst: (NODE, 20_000), ttl: 63, ..dialled });
+    let reply = Segment { payload: 9, ..Segment::new((NODE, 20_000), (CLIENT, 40_000), SYN | ACK) };
+    let (verdict, frame) = datapath.trace_egress(&reply.frame()).unwrap();
+    assert_eq!((verdict, Segment::read(&frame)), (TC_NEXT, Segment { src: (NODE, 80), ..reply }));
+    for other in [Segment { src: (NODE, 22), ..reply }, Segment { dst: (CLIENT, 40_001), ..reply }] {
+        assert_eq!(datapath.trace_egress(&other.frame()).unwrap(), (TC_NEXT, other.frame()), "none of ours");
+    }
+    datapath.trace(&Segment { flags: RST, ..dialled }.frame()).unwrap();
+    assert_eq!(
+        datapath.trace_egress(&reply.frame()).unwrap(),
+        (TC_NEXT, reply.frame()),
+        "the port may be another connection's, which dialled the node itself"
+    );
+}
+
+/// The segment with an MSS of 1460 in its options.
+fn with_mss(segment: &Segment) -> Vec<u8> {
+    let mut frame = Segment { payload: 4, ..*segment }.frame();
+    frame[46] = 0x60;
+    frame[54..58].copy_from_slice(&[2, 4, 5, 180]);
+    finish(&mut frame);
+    frame
+}
+
+#[test]
+fn a_host_backend_behind_a_tunnel_answers_by_it_and_leaves_room_for_it() {
+    let (_rig, mut datapath) = published(&host_services());
+    let dialled = Segment::new((CLIENT, 40_000), ([10, 77, 0, 12], 81), SYN);
+    let syn = with_mss(&dialled);
+    let outer = tunnelled_frame(PEER, Kind::Forward, (NODE, 20_000), &syn);
+    let trace = datapath.trace(&outer).unwrap();
+    assert_eq!(trace.action, TraceAction::ToStack);
+    assert_eq!(trace.frame[0..12], [2, 0, 0, 0, 0, 11, 2, 0, 0, 0, 0, 11]);
+    let got = Segment::read(&trace.frame);
+    assert_eq!((got.src, got.dst), ((CLIENT, 40_000), (NODE, 20_000)));
+    assert_eq!(trace.frame[54..58], [2, 4, 5, 118], "1500 less the tunnel's 62 and the headers' 40");
+
+    let reply = with_mss(&Segment::new((NODE, 20_000), (CLIENT, 40_000), SYN | ACK));
+    let (verdict, frame) = datapath.trace_egress(&reply).unwrap();
+    assert_eq!((verdict, packet::inner(&frame[..]).unwrap().kind), (TC_NEXT, Kind::Reply));
+    let outer = packet::Ipv4::parse(&frame[..], packet::L3).unwrap();
+    assert_eq!((outer.src, outer.dst), (addr(NODE), addr(PEER)));
+    let inner = &frame[packet::OUTER..];
+    let got = Segment::read(inner);
+    assert_eq!((got.src, got.dst, got.ttl), (([10, 77, 0, 12], 81), (CLIENT, 40_000), 64));
+    assert_eq!(inner[54..58], [2, 4, 5, 118]);
+}
+
+#[test]
+fn programs_stay_far_below_what_the_verifier_walks_through() {
+    let rig = Rig::new(None);
+    let figures = rig.attach().verified_instructions().unwrap();
+    println!("verified instructions: {figures:?}");
+    assert!(figures.values().all(|n| (1..100_000).contains(n)), "{figures:?}");
+}
+
+#[test]
+fn counters_begin_anew_when_an_id_is_used_again() {
+    let before = services();
+    let (_rig, mut datapath) = published(&before);
+    datapath.trace(&segment(80, SYN).frame()).unwrap();
+    assert_eq!(datapath.backend_counters().unwrap()[&1].packets, 1);
+    let mut gone = before.clone();
+    gone.backends.remove(&1);
+    datapath.publish(&diff(&before, &gone)).unwrap();
+    datapath.publish(&diff(&gone, &before)).unwrap();
+    assert_eq!(datapath.backend_counters().unwrap()[&1], abi::BackendCounters::default());
 }
 
 #[test]

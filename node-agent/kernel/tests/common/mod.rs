@@ -120,6 +120,7 @@ pub struct Segment {
     pub payload: usize,
 }
 
+pub const FIN: u8 = 1;
 pub const SYN: u8 = 2;
 pub const ACK: u8 = 16;
 pub const RST: u8 = 4;
@@ -144,10 +145,7 @@ impl Segment {
         f[36..38].copy_from_slice(&self.dst.1.to_be_bytes());
         f[46] = 0x50;
         f[47] = self.flags;
-        let ip = !sum(&f[14..34], 0);
-        f[24..26].copy_from_slice(&ip.to_be_bytes());
-        let tcp = !tcp_sum(&f);
-        f[50..52].copy_from_slice(&tcp.to_be_bytes());
+        finish(&mut f);
         f
     }
 
@@ -160,6 +158,16 @@ impl Segment {
         let payload = u16::from_be_bytes([f[16], f[17]]) as usize - 40;
         Self { src: (quad(26), port(34)), dst: (quad(30), port(36)), flags: f[47], ttl: f[22], payload }
     }
+}
+
+/// Sets both checksums.
+pub fn finish(f: &mut [u8]) {
+    f[24..26].fill(0);
+    let ip = !sum(&f[14..34], 0);
+    f[24..26].copy_from_slice(&ip.to_be_bytes());
+    f[50..52].fill(0);
+    let tcp = !tcp_sum(f);
+    f[50..52].copy_from_slice(&tcp.to_be_bytes());
 }
 
 fn tcp_sum(f: &[u8]) -> u16 {
