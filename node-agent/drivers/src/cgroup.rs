@@ -298,8 +298,9 @@ fn make(dir: &Path) -> Result<(), CgroupError> {
 }
 
 /// The kernel may still count a process that is gone from the list for a moment.
+/// A dead process keeps its cgroup busy until it was reaped, which for orphans is up to the machine's init.
 fn remove_dir(dir: &Path) -> Result<(), CgroupError> {
-    let deadline = Instant::now() + Duration::from_secs(2);
+    let deadline = Instant::now() + EMPTY_WITHIN;
     loop {
         match fs::remove_dir(dir) {
             Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) && Instant::now() < deadline => {
