@@ -3,7 +3,8 @@
 //! Every record carries a CRC-32 of its own, and the file is checked when it is opened. A damaged file is refused whole: a
 //! node that acts on half a memory would stop or start the wrong tasks.
 
-use model::{AllocId, AllocUpdate, Allocation, Epoch, Generation, NodeId};
+use crate::allocs::RestartCount;
+use model::{AllocId, AllocUpdate, Allocation, Epoch, Generation, NodeId, Timestamp};
 use prost::Message;
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 use std::collections::BTreeMap;
@@ -16,6 +17,8 @@ use wire::session::{AgentMessage, ServerMessage};
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const TOLD: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("told");
 const REPORTED: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("reported");
+/// By allocation: JSON of task -> [ends in the interval, the interval's begin, due time of the pending restart], in ns.
+const RESTARTS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("restarts");
 
 /// Key and sealed value.
 type Row = (Vec<u8>, Vec<u8>);
@@ -38,11 +41,15 @@ pub enum StoreError {
     },
 }
 
+pub type Restarts = BTreeMap<String, RestartCount>;
+
 /// What was kept of one allocation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeptAlloc {
     pub told: Allocation,
     pub reported: Option<AllocUpdate>,
+    /// Per task what the restart policy has counted.
+    pub restarts: Restarts,
 }
 
 /// Cheap to clone; every call blocks for as long as the disk does.
@@ -62,6 +69,7 @@ impl Store {
             tables.open_table(META)?;
             tables.open_table(TOLD)?;
             tables.open_table(REPORTED)?;
+            tables.open_table(RESTARTS)?;
             Ok(())
         })?;
         Ok(store)
@@ -103,13 +111,15 @@ impl Store {
     }
 
     pub fn allocs(&self) -> Result<BTreeMap<AllocId, KeptAlloc>, StoreError> {
-        let reported = self.records(REPORTED)?;
+        let (reported, restarts) = (self.records(REPORTED)?, self.records(RESTARTS)?);
         let mut kept = BTreeMap::new();
         for (id, bytes) in self.records(TOLD)? {
             let told = decode_told(&bytes).ok_or_else(|| self.damaged("an allocation cannot be read"))?;
             let reported = reported.get(&id).map(|bytes| decode_reported(bytes));
             let reported = reported.map(|update| update.ok_or_else(|| self.damaged("a report cannot be read")));
-            kept.insert(id, KeptAlloc { told, reported: reported.transpose()? });
+            let counted = restarts.get(&id).map_or(Some(Restarts::default()), |bytes| decode_restarts(bytes));
+            let restarts = counted.ok_or_else(|| self.damaged("a count of restarts cannot be read"))?;
+            kept.insert(id, KeptAlloc { told, reported: reported.transpose()?, restarts });
         }
         Ok(kept)
     }
@@ -123,12 +133,15 @@ impl Store {
         })
     }
 
-    pub fn keep_reports(&self, updates: &[AllocUpdate]) -> Result<(), StoreError> {
+    /// A report and the count that belongs to it, together or not at all.
+    pub fn keep_reports(&self, reports: &[(AllocUpdate, Restarts)]) -> Result<(), StoreError> {
         self.write(|tables| {
-            let mut table = tables.open_table(REPORTED)?;
-            for update in updates {
+            let (mut reported, mut restarts) = (tables.open_table(REPORTED)?, tables.open_table(RESTARTS)?);
+            for (update, counted) in reports {
                 let bytes = pb::AgentMessage::from(AgentMessage::Allocs(vec![update.clone()])).encode_to_vec();
-                table.insert(&update.alloc_id.0.as_bytes()[..], &sealed(&bytes)[..])?;
+                let key = &update.alloc_id.0.as_bytes()[..];
+                reported.insert(key, &sealed(&bytes)[..])?;
+                restarts.insert(key, &sealed(&encode_restarts(counted))[..])?;
             }
             Ok(())
         })
@@ -138,13 +151,14 @@ impl Store {
         self.write(|tables| {
             tables.open_table(TOLD)?.remove(&id.0.as_bytes()[..])?;
             tables.open_table(REPORTED)?.remove(&id.0.as_bytes()[..])?;
+            tables.open_table(RESTARTS)?.remove(&id.0.as_bytes()[..])?;
             Ok(())
         })
     }
 
     pub fn forget_all(&self) -> Result<(), StoreError> {
         self.write(|tables| {
-            for table in [TOLD, REPORTED] {
+            for table in [TOLD, REPORTED, RESTARTS] {
                 tables.delete_table(table)?;
                 tables.open_table(table)?;
             }
@@ -247,6 +261,18 @@ fn decode_reported(bytes: &[u8]) -> Option<AllocUpdate> {
     }
 }
 
+fn encode_restarts(restarts: &Restarts) -> Vec<u8> {
+    let plain = |count: &RestartCount| (count.ends, count.interval_from.0, count.due.0);
+    let plain: BTreeMap<&str, _> = restarts.iter().map(|(task, count)| (task.as_str(), plain(count))).collect();
+    serde_json::to_vec(&plain).expect("numbers under text keys are JSON")
+}
+
+fn decode_restarts(bytes: &[u8]) -> Option<Restarts> {
+    let plain: BTreeMap<String, (u32, u64, u64)> = serde_json::from_slice(bytes).ok()?;
+    let count = |(ends, from, due)| RestartCount { ends, interval_from: Timestamp(from), due: Timestamp(due) };
+    Some(plain.into_iter().map(|(task, plain)| (task, count(plain))).collect())
+}
+
 fn sealed(body: &[u8]) -> Vec<u8> {
     [body, &crc32(body).to_le_bytes()].concat()
 }
@@ -285,13 +311,17 @@ mod tests {
         for alloc in [&one, &two] {
             store.keep_told(alloc).unwrap();
         }
-        store.keep_reports(&[report(one.id)]).unwrap();
+        let restarts = Restarts::from([(
+            "web".to_owned(),
+            RestartCount { ends: 2, interval_from: Timestamp(7), due: Timestamp(9) },
+        )]);
+        store.keep_reports(&[(report(one.id), restarts.clone())]).unwrap();
         drop(store);
         let store = Store::open(&path).unwrap();
         assert_eq!((store.node_id(8).unwrap(), store.next_epoch().unwrap()), (id, Epoch(2)));
         let expect = [
-            (one.id, KeptAlloc { told: one.clone(), reported: Some(report(one.id)) }),
-            (two.id, KeptAlloc { told: two.clone(), reported: None }),
+            (one.id, KeptAlloc { told: one.clone(), reported: Some(report(one.id)), restarts }),
+            (two.id, KeptAlloc { told: two.clone(), reported: None, restarts: Restarts::default() }),
         ];
         assert_eq!(store.allocs().unwrap(), BTreeMap::from(expect));
         store.forget(one.id).unwrap();

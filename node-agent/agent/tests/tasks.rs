@@ -36,9 +36,13 @@ fn main() -> ExitCode {
         return code;
     }
     assert!(nix::unistd::geteuid().is_root(), "this test starts tasks in cgroups: run it as root");
-    let tests: [(&str, Test); 4] = [
+    let tests: [(&str, Test); 5] = [
         ("a_killed_task_is_reported_within_a_second_and_restarted", a_killed_task_is_reported_and_restarted),
         ("tasks_outlive_the_agent_and_are_adopted", tasks_outlive_the_agent_and_are_adopted),
+        (
+            "an_end_is_written_down_before_its_supervisor_is_let_go",
+            an_end_is_written_down_before_its_supervisor_is_let_go,
+        ),
         ("allocations_that_the_servers_left_out_stop", allocations_that_the_servers_left_out_stop),
         ("output_can_be_read_while_the_task_writes", output_can_be_read_while_the_task_writes),
     ];
@@ -186,6 +190,15 @@ impl Half {
         Pid::from_raw(pid)
     }
 
+    /// Waits until nothing is left to adopt.
+    fn gone(&self, control: &Path) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while control.exists() {
+            assert!(Instant::now() < deadline, "{} is still there", control.display());
+            self.settle(Duration::from_millis(1));
+        }
+    }
+
     fn settle(&self, duration: Duration) {
         self.block_on(async { tokio::time::sleep(duration).await });
     }
@@ -260,11 +273,30 @@ fn tasks_outlive_the_agent_and_are_adopted(bench: &Bench) {
     agent.push(2, &[stop]);
     let report = agent.wait_one(&alloc, "the end", |update| update.client.is_terminal());
     assert_eq!(report.client, ClientStatus::Complete);
-    assert!(!bench.control(&alloc).exists(), "nothing is left to adopt");
+    agent.gone(&bench.control(&alloc));
     agent.push(3, &[]);
     agent.wait("forgetting", |reports| reports.is_empty());
     drop(agent);
     bench.agent().wait("an empty memory", |reports| reports.is_empty());
+}
+
+fn an_end_is_written_down_before_its_supervisor_is_let_go(bench: &Bench) {
+    let mut alloc = bench.alloc(6, "exit 7", 1);
+    Arc::make_mut(&mut alloc.job).groups[0].restart.delay = Duration::from_secs(30);
+    let agent = bench.agent();
+    agent.push(1, std::slice::from_ref(&alloc));
+    agent.wait_one(&alloc, "an end", |update| update.task_states["server"].finished_at.0 > 0);
+    agent.gone(&bench.control(&alloc));
+    drop(agent);
+    let kept = Store::open(&bench.data.state_file()).unwrap().allocs().unwrap().remove(&alloc.id).unwrap();
+    let events = &kept.reported.unwrap().task_states["server"].events;
+    assert!(events.iter().any(|event| event.message.contains("Exit Code: 7")), "{events:?}");
+    assert_eq!(kept.restarts["server"].ends, 1);
+    assert!(kept.restarts["server"].due.0 > 0);
+
+    let agent = bench.agent();
+    agent.settle(Duration::from_millis(500));
+    agent.wait_one(&alloc, "still waiting for its restart", |update| restarts(update) == 0);
 }
 
 fn allocations_that_the_servers_left_out_stop(bench: &Bench) {

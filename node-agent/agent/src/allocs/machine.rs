@@ -7,7 +7,7 @@
 //! ```
 //! No clock and no randomness here: `now` and the jitter are arguments. The shell (`runner`) performs the actions.
 
-use super::restart::{RestartTracker, Verdict};
+use super::restart::{RestartCount, RestartTracker, Verdict};
 use model::{
     AllocUpdate, Allocation, Check, CheckState, ClientStatus, DesiredStatus, Health, NetworkMode, Service, TaskEvent,
     TaskGroup, TaskPhase, TaskState, Timestamp,
@@ -35,6 +35,10 @@ pub enum Event {
     Adopted {
         task: String,
         started_at: Timestamp,
+    },
+    /// There is a supervisor that does not answer now: the task may run, and is not to be started beside itself.
+    Unanswered {
+        task: String,
     },
     Started {
         task: String,
@@ -109,7 +113,7 @@ enum Stage {
 enum Live {
     /// To be started once everything is set up.
     Idle,
-    /// Said to run by an earlier start of the agent; not yet found.
+    /// It may run, as an earlier start of the agent said or a mute supervisor lets suppose; not yet found.
     Unseen,
     Starting,
     Running,
@@ -151,7 +155,13 @@ impl Machine {
     }
 
     /// An allocation that an earlier start of the agent reported like this.
-    pub fn restore(told: Allocation, last: AllocUpdate, node_address: IpAddr, drain_grace: Duration) -> Self {
+    pub fn restore(
+        told: Allocation,
+        last: AllocUpdate,
+        restarts: &BTreeMap<String, RestartCount>,
+        node_address: IpAddr,
+        drain_grace: Duration,
+    ) -> Self {
         let mut machine = Self::empty(told, node_address, drain_grace);
         machine.address = last.address;
         machine.description = last.client_description;
@@ -161,6 +171,7 @@ impl Machine {
                 run.live = restored_liveness(state.phase);
                 run.again = state.events.last().is_some_and(|event| event.kind == "Restarting");
                 run.state = state;
+                run.restarts.restore(restarts.get(&name).copied().unwrap_or_default());
             }
         }
         if last.client.is_terminal() {
@@ -214,6 +225,7 @@ impl Machine {
             Event::SetUp { address } => self.on_set_up(now, address),
             Event::SetUpFailed { reason } => self.on_set_up_failed(now, &reason),
             Event::Adopted { task, started_at } => self.on_adopted(&task, started_at),
+            Event::Unanswered { task } => self.on_unanswered(&task),
             Event::Started { task } => self.on_started(now, &task),
             Event::StartFailed { task, reason, fatal } => self.on_start_failed(now, jitter, &task, &reason, fatal),
             Event::Ended { task, how } => self.on_ended(now, jitter, &task, &how),
@@ -238,6 +250,16 @@ impl Machine {
         }
     }
 
+    /// What the restart policy has counted, for the next start of the agent.
+    pub fn restart_counts(&self) -> BTreeMap<String, RestartCount> {
+        self.tasks.iter().map(|(name, run)| (name.clone(), run.restarts.count())).collect()
+    }
+
+    /// The last end of the task that was taken note of.
+    pub fn last_end(&self, task: &str) -> Timestamp {
+        self.tasks.get(task).map_or(Timestamp::NEVER, |run| run.state.finished_at)
+    }
+
     /// Checks run while the tasks they watch run, and not once the allocation is to stop.
     pub fn checks_wanted(&self) -> Vec<CheckPlan> {
         if self.stage != Stage::Running {
@@ -255,12 +277,25 @@ impl Machine {
         self.stage = Stage::Running;
         let idle = self.tasks.iter().filter(|(_, run)| run.live == Live::Idle);
         let idle: Vec<String> = idle.map(|(name, _)| name.clone()).collect();
-        idle.iter().map(|task| self.start(now, task)).collect()
+        idle.iter().map(|task| self.start_when_due(now, task)).collect()
+    }
+
+    /// A restart that an earlier start of the agent put off is put off still.
+    fn start_when_due(&mut self, now: Timestamp, task: &str) -> Action {
+        let waiting = self.tasks.get_mut(task).and_then(|run| Some((run.restarts.remaining(now)?, run)));
+        match waiting {
+            Some((delay, run)) => {
+                run.live = Live::Backoff;
+                Action::RestartAfter { task: task.to_owned(), delay }
+            }
+            None => self.start(now, task),
+        }
     }
 
     fn start(&mut self, now: Timestamp, task: &str) -> Action {
         if let Some(run) = self.tasks.get_mut(task) {
             run.live = Live::Starting;
+            run.restarts.begin();
             if std::mem::take(&mut run.again) {
                 run.state.restarts = run.state.restarts.saturating_add(1);
                 run.state.last_restart = now;
@@ -284,11 +319,18 @@ impl Machine {
 
     fn on_adopted(&mut self, task: &str, started_at: Timestamp) -> Vec<Action> {
         if let Some(run) = self.tasks.get_mut(task) {
-            if run.live != Live::Unseen {
+            if run.state.phase != TaskPhase::Running {
                 run.state.phase = TaskPhase::Running;
                 run.state.started_at = started_at;
             }
             run.live = Live::Running;
+        }
+        Vec::new()
+    }
+
+    fn on_unanswered(&mut self, task: &str) -> Vec<Action> {
+        if let Some(run) = self.tasks.get_mut(task).filter(|run| run.live != Live::Dead) {
+            run.live = Live::Unseen;
         }
         Vec::new()
     }
@@ -362,6 +404,7 @@ impl Machine {
     fn on_restart_due(&mut self, now: Timestamp, task: &str) -> Vec<Action> {
         let stage = self.stage;
         let Some(run) = self.tasks.get_mut(task).filter(|run| run.live == Live::Backoff) else { return Vec::new() };
+        run.restarts.begin();
         if stage == Stage::SettingUp {
             run.live = Live::Idle;
             return Vec::new();

@@ -54,6 +54,10 @@ impl Script {
     }
 }
 
+fn restored(last: AllocUpdate, restarts: &BTreeMap<String, RestartCount>) -> Machine {
+    Machine::restore(allocation(1), last, restarts, NODE, GRACE)
+}
+
 fn server() -> String {
     "server".to_owned()
 }
@@ -161,7 +165,7 @@ fn an_allocation_that_cannot_be_set_up_fails_with_the_reason() {
 fn restored_tasks_are_adopted_without_a_restart() {
     let script = Script::running(allocation(1));
     let report = script.machine.report();
-    let mut restored = Machine::restore(allocation(1), report.clone(), NODE, GRACE);
+    let mut restored = restored(report.clone(), &BTreeMap::new());
     assert_eq!(restored.tasks_to_find(), [(server(), Expected::Running)]);
     let now = Timestamp::from_secs(200);
     assert_eq!(report.task_states["server"].started_at, Timestamp::from_secs(102));
@@ -176,7 +180,7 @@ fn restored_tasks_are_adopted_without_a_restart() {
 #[test]
 fn a_task_that_ended_while_the_agent_was_away_restarts() {
     let report = Script::running(allocation(1)).machine.report();
-    let mut restored = Machine::restore(allocation(1), report, NODE, GRACE);
+    let mut restored = restored(report, &BTreeMap::new());
     let now = Timestamp::from_secs(200);
     let actions = restored.on_event(now, 0.0, Event::Ended { task: server(), how: KILLED.to_owned() });
     assert!(matches!(actions[..], [Action::RestartAfter { .. }]));
@@ -189,11 +193,51 @@ fn a_task_that_ended_while_the_agent_was_away_restarts() {
 fn a_restart_that_was_due_when_the_agent_ended_counts() {
     let mut script = Script::running(allocation(1));
     script.ended("server", KILLED);
-    let mut restored = Machine::restore(allocation(1), script.machine.report(), NODE, GRACE);
+    let mut restored = restored(script.machine.report(), &script.machine.restart_counts());
     assert_eq!(restored.tasks_to_find(), [(server(), Expected::Perhaps)]);
     let actions = restored.on_event(Timestamp::from_secs(200), 0.0, Event::SetUp { address: None });
     assert_eq!(actions, [Action::Start { task: server() }]);
     assert_eq!(restored.report().task_states["server"].restarts, 1);
+}
+
+#[test]
+fn a_pending_restart_and_the_ends_counted_survive_the_agent() {
+    let mut script = Script::running(allocation(1));
+    let [Action::RestartAfter { delay, .. }] = script.ended("server", KILLED)[..] else { panic!("no restart") };
+    let ended_at = Timestamp::from_secs(script.now);
+    let mut agent = restored(script.machine.report(), &script.machine.restart_counts());
+    let soon = Duration::from_millis(1);
+    let actions = agent.on_event(ended_at.plus(soon), 0.0, Event::SetUp { address: None });
+    assert_eq!(actions, [Action::RestartAfter { task: server(), delay: delay - soon }]);
+    let due = ended_at.plus(delay);
+    assert_eq!(agent.on_event(due, 0.0, Event::RestartDue { task: server() }), [Action::Start { task: server() }]);
+    assert_eq!(agent.restart_counts()["server"].due, Timestamp::NEVER);
+
+    let attempts = allocation(1).task_group().expect("a group").restart.attempts;
+    for end in 2..=attempts + 1 {
+        agent.on_event(due, 0.0, Event::Started { task: server() });
+        let counts = agent.restart_counts();
+        agent = restored(agent.report(), &counts);
+        let how = KILLED.to_owned();
+        let actions = agent.on_event(due, 0.0, Event::Ended { task: server(), how });
+        assert_eq!(actions == [Action::TearDown], end > attempts, "end {end} of {attempts} restarts: {actions:?}");
+    }
+}
+
+#[test]
+fn a_task_that_does_not_answer_is_neither_started_nor_given_up() {
+    for (report, since) in
+        [(Script::running(allocation(1)).machine.report(), 102), (Script::of(allocation(1)).machine.report(), 150)]
+    {
+        let mut agent = restored(report, &BTreeMap::new());
+        let now = Timestamp::from_secs(200);
+        assert_eq!(agent.on_event(now, 0.0, Event::Unanswered { task: server() }), []);
+        assert_eq!(agent.on_event(now, 0.0, Event::SetUp { address: None }), []);
+        let started_at = Timestamp::from_secs(150);
+        assert_eq!(agent.on_event(now, 0.0, Event::Adopted { task: server(), started_at }), []);
+        let state = agent.report().task_states["server"].clone();
+        assert_eq!((state.phase, state.started_at), (TaskPhase::Running, Timestamp::from_secs(since)));
+    }
 }
 
 #[test]

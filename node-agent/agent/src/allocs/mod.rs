@@ -13,6 +13,7 @@ mod restart;
 mod runner;
 
 pub use machine::{CHECK_OUTPUT_BYTES_MAX, CheckPlan};
+pub use restart::RestartCount;
 pub use runner::{now, report};
 
 use crate::datadir::DataDir;
@@ -23,11 +24,12 @@ use drivers::{Driver, Launcher};
 use machine::Machine;
 use model::{AllocId, AllocUpdate, Allocation, ClientStatus, DesiredStatus, Generation, Node, TaskPhase, TaskState};
 use reconcile::{Action, Held};
+use runner::Report;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 /// Directories of ended allocations that are kept for their logs, newest first.
@@ -118,8 +120,8 @@ struct Manager {
     generation: Generation,
     published: watch::Sender<Reports>,
     pushes: mpsc::Receiver<Push>,
-    reports_from: mpsc::Receiver<AllocUpdate>,
-    reports_to: mpsc::Sender<AllocUpdate>,
+    reports_from: mpsc::Receiver<Report>,
+    reports_to: mpsc::Sender<Report>,
     runners: JoinSet<()>,
 }
 
@@ -166,7 +168,7 @@ impl Manager {
     fn machine(&self, kept: &KeptAlloc) -> Machine {
         let (told, address, grace) = (kept.told.clone(), self.shell.node.address, self.shell.drain_grace);
         match kept.reported.clone() {
-            Some(last) => Machine::restore(told, last, address, grace),
+            Some(last) => Machine::restore(told, last, &kept.restarts, address, grace),
             None => Machine::new(told, address, grace, now()),
         }
     }
@@ -242,13 +244,11 @@ impl Manager {
         self.clear_directories().await;
     }
 
-    async fn on_reports(&mut self, updates: Vec<AllocUpdate>) {
-        let kept = updates.clone();
-        if let Err(error) = blocking(&self.store, move |store| store.keep_reports(&kept)).await {
-            tracing::error!(
-                error = report(&error),
-                "reports could not be written; a restart would repeat what they say"
-            );
+    async fn on_reports(&mut self, reports: Vec<Report>) {
+        let (updates, waiting) = self.keep_reports(reports).await;
+        for stored in waiting {
+            // Its runner may have ended.
+            let _ = stored.send(());
         }
         for update in updates {
             let id = update.alloc_id;
@@ -259,6 +259,21 @@ impl Manager {
                 self.forget(id).await;
             }
         }
+    }
+
+    /// Gives the news back, and who waits for them to be on disk: nobody any more when they are not.
+    async fn keep_reports(&self, reports: Vec<Report>) -> (Vec<AllocUpdate>, Vec<oneshot::Sender<()>>) {
+        let (kept, mut waiting): (Vec<_>, Vec<_>) =
+            reports.into_iter().map(|report| ((report.update, report.restarts), report.stored)).unzip();
+        let updates = kept.iter().map(|(update, _)| update.clone()).collect();
+        if let Err(error) = blocking(&self.store, move |store| store.keep_reports(&kept)).await {
+            tracing::error!(
+                error = report(&error),
+                "reports could not be written; a restart would repeat what they say"
+            );
+            waiting.clear();
+        }
+        (updates, waiting)
     }
 
     fn publish(&self) {

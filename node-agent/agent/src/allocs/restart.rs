@@ -7,8 +7,16 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq)]
 pub struct RestartTracker {
     policy: RestartPolicy,
-    ends: u32,
-    interval_from: Timestamp,
+    count: RestartCount,
+}
+
+/// What an agent's restart must not forget of a task, lest a crashing task be restarted forever.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RestartCount {
+    pub ends: u32,
+    pub interval_from: Timestamp,
+    /// When the pending restart is to happen; never when none is.
+    pub due: Timestamp,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +27,27 @@ pub enum Verdict {
 
 impl RestartTracker {
     pub fn new(policy: RestartPolicy) -> Self {
-        Self { policy, ends: 0, interval_from: Timestamp::NEVER }
+        Self { policy, count: RestartCount::default() }
+    }
+
+    pub fn count(&self) -> RestartCount {
+        self.count
+    }
+
+    pub fn restore(&mut self, count: RestartCount) {
+        self.count = count;
+    }
+
+    /// The restart happens.
+    pub fn begin(&mut self) {
+        self.count.due = Timestamp::NEVER;
+    }
+
+    /// How long a pending restart still has to wait; not for longer than the policy ever does, whatever the clock did.
+    pub fn remaining(&self, now: Timestamp) -> Option<Duration> {
+        let longest = jittered(self.policy.interval.max(self.policy.delay), 1.0);
+        let left = self.count.due.since(now).min(longest);
+        (!left.is_zero()).then_some(left)
     }
 
     /// A job update may change the policy while the task runs; what was counted stays.
@@ -32,12 +60,16 @@ impl RestartTracker {
         if self.policy.attempts == 0 && self.policy.mode == RestartMode::Fail {
             return Verdict::Fail { reason: "the restart policy allows no restart".to_owned() };
         }
-        if now.since(self.interval_from) >= self.policy.interval {
-            self.interval_from = now;
-            self.ends = 0;
+        if now.since(self.count.interval_from) >= self.policy.interval {
+            self.count = RestartCount { interval_from: now, ..RestartCount::default() };
         }
-        self.ends = self.ends.saturating_add(1);
-        if self.ends <= self.policy.attempts { self.restart(jitter) } else { self.exceeded(now, jitter) }
+        self.count.ends = self.count.ends.saturating_add(1);
+        let verdict =
+            if self.count.ends <= self.policy.attempts { self.restart(jitter) } else { self.exceeded(now, jitter) };
+        if let Verdict::Restart { after, .. } = &verdict {
+            self.count.due = now.plus(*after);
+        }
+        verdict
     }
 
     fn restart(&self, jitter: f64) -> Verdict {
@@ -50,7 +82,7 @@ impl RestartTracker {
         match mode {
             RestartMode::Fail => Verdict::Fail { reason },
             RestartMode::Delay => {
-                let rest = interval.saturating_sub(now.since(self.interval_from));
+                let rest = interval.saturating_sub(now.since(self.count.interval_from));
                 Verdict::Restart { after: jittered(rest.max(self.policy.delay), jitter), reason }
             }
         }

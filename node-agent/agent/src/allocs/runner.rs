@@ -5,17 +5,18 @@
 
 use super::Shell;
 use super::machine::{Action, Event, Expected, Machine};
+use super::restart::RestartCount;
 use crate::checks::{CheckResult, RunningCheck};
 use crate::datapath::Place;
 use crate::entropy::Jitter;
 use drivers::{Directories, HandleError, Launch, Phase, StartError, TaskHandle};
 use model::{AllocUpdate, Allocation, DesiredStatus, NetworkMode, Task, Timestamp};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 
@@ -27,6 +28,15 @@ const SET_UP_RETRY: Duration = Duration::from_millis(250);
 const LINGER: Duration = Duration::from_secs(3);
 
 const WAIT_RETRY: Duration = Duration::from_millis(500);
+const STORE_RETRY: Duration = Duration::from_secs(1);
+
+/// The news of an allocation, as it is to be written down.
+pub struct Report {
+    pub update: AllocUpdate,
+    pub restarts: BTreeMap<String, RestartCount>,
+    /// Told once all of it is on disk; dropped when it could not be written.
+    pub stored: oneshot::Sender<()>,
+}
 
 pub fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -38,7 +48,7 @@ pub fn now() -> Timestamp {
 pub fn new(
     shell: Arc<Shell>,
     machine: Machine,
-    reports: mpsc::Sender<AllocUpdate>,
+    reports: mpsc::Sender<Report>,
 ) -> (impl Future<Output = ()> + Send + 'static, mpsc::UnboundedSender<Allocation>) {
     let (told_to, told) = mpsc::unbounded_channel();
     let (outbox, inbox) = mpsc::channel(64);
@@ -52,9 +62,12 @@ pub fn new(
         set_up: None,
         work: JoinSet::new(),
         handles: BTreeMap::new(),
+        sought: BTreeSet::new(),
+        doomed: BTreeSet::new(),
         checks: BTreeMap::new(),
         check_runs: 0,
         reported: None,
+        stored: None,
         reports,
         told,
         inbox,
@@ -69,6 +82,7 @@ enum Note {
     Event(Event),
     SetUp(Place),
     Ended { task: String, how: String },
+    Found { task: String, found: Result<Option<Found>, HandleError> },
     TornDown,
 }
 
@@ -80,10 +94,15 @@ struct Runner {
     set_up: Option<AbortHandle>,
     work: JoinSet<()>,
     handles: BTreeMap<String, TaskHandle>,
+    /// Tasks whose supervisors did not answer; and those of them that are to be killed once they do.
+    sought: BTreeSet<String>,
+    doomed: BTreeSet<String>,
     checks: BTreeMap<String, RunningCheck>,
     check_runs: u64,
     reported: Option<AllocUpdate>,
-    reports: mpsc::Sender<AllocUpdate>,
+    /// Comes when the last report is on disk.
+    stored: Option<oneshot::Receiver<()>>,
+    reports: mpsc::Sender<Report>,
     told: mpsc::UnboundedReceiver<Allocation>,
     inbox: mpsc::Receiver<Note>,
     outbox: mpsc::Sender<Note>,
@@ -109,6 +128,7 @@ impl Runner {
                     Note::Event(event) => self.apply(event).await,
                     Note::SetUp(place) => self.on_set_up(place).await,
                     Note::Ended { task, how } => self.on_ended(task, how).await,
+                    Note::Found { task, found } => self.on_found(task, Expected::Running, found).await,
                     Note::TornDown => return,
                 },
             }
@@ -134,9 +154,25 @@ impl Runner {
     async fn publish(&mut self) {
         let report = self.machine.report();
         if self.reported.as_ref() != Some(&report) {
-            self.reported = Some(report.clone());
-            // The manager is gone only when the agent ends.
-            let _ = self.reports.send(report).await;
+            self.reported = Some(report);
+            self.send_report().await;
+        }
+    }
+
+    /// The manager is gone only when the agent ends.
+    async fn send_report(&mut self) {
+        let (stored, when_stored) = oneshot::channel();
+        let report = Report { update: self.machine.report(), restarts: self.machine.restart_counts(), stored };
+        self.stored = self.reports.send(report).await.ok().map(|()| when_stored);
+    }
+
+    /// Until what was reported is on disk, however long that takes.
+    async fn await_stored(&mut self) {
+        while let Some(stored) = self.stored.take() {
+            if stored.await.is_err() {
+                sleep(STORE_RETRY).await;
+                self.send_report().await;
+            }
         }
     }
 
@@ -169,28 +205,45 @@ impl Runner {
     /// Everything of an earlier start of the agent, before anything new is begun.
     async fn find_tasks(&mut self) {
         for (task, expected) in self.machine.tasks_to_find() {
-            let found = self.find(&task).await;
-            match found {
-                Ok(Some(started_at)) => self.apply(Event::Adopted { task, started_at }).await,
-                Ok(None) if expected == Expected::Perhaps => {}
-                Ok(None) => self.apply(Event::Ended { task, how: "ended while the agent was away".to_owned() }).await,
-                Err(error) => self.apply(Event::Ended { task, how: format!("lost: {error}") }).await,
+            let settled = (expected == Expected::Perhaps).then(|| self.machine.last_end(&task));
+            let found = find(&self.directories(&task).control, settled).await;
+            self.on_found(task, expected, found).await;
+        }
+    }
+
+    /// Only the absence of a task, or an end that its supervisor wrote down, is an end; whoever does not answer is asked again.
+    async fn on_found(&mut self, task: String, expected: Expected, found: Result<Option<Found>, HandleError>) {
+        self.sought.remove(&task);
+        match found {
+            Ok(Some(found)) => self.adopt(task, found).await,
+            Ok(None) if expected == Expected::Perhaps => {}
+            Ok(None) => self.apply(Event::Ended { task, how: "ended while the agent was away".to_owned() }).await,
+            Err(error) => {
+                tracing::warn!(alloc = %self.machine.told().id, task, error = report(&error), "a task cannot be looked at; trying again");
+                self.seek(&task);
+                self.apply(Event::Unanswered { task }).await;
             }
         }
     }
 
-    /// Takes the task over, running or ended; `None` when nothing was ever started or its end was already settled.
-    async fn find(&mut self, task: &str) -> Result<Option<Timestamp>, HandleError> {
-        let control = self.directories(task).control;
-        let Some(handle) = TaskHandle::adopt(&control).await? else { return Ok(None) };
-        let started_at = match handle.status().await?.phase {
-            Phase::Running { started_at_ns, .. } => Timestamp(started_at_ns),
-            Phase::Exited(status) => Timestamp(status.started_at_ns),
-            Phase::Starting => now(),
-        };
-        tracing::info!(alloc = %self.machine.told().id, task, "adopted a task of an earlier start");
-        self.watch(task, handle);
-        Ok(Some(started_at))
+    async fn adopt(&mut self, task: String, found: Found) {
+        tracing::info!(alloc = %self.machine.told().id, task, "adopted a task that was there");
+        self.watch(&task, found.handle);
+        let doomed = self.doomed.remove(&task);
+        self.apply(Event::Adopted { task: task.clone(), started_at: found.started_at }).await;
+        if doomed {
+            self.kill(task);
+        }
+    }
+
+    fn seek(&mut self, task: &str) {
+        self.sought.insert(task.to_owned());
+        let (task, control) = (task.to_owned(), self.directories(task).control);
+        self.background(async move {
+            sleep(WAIT_RETRY).await;
+            let found = find(&control, None).await;
+            Note::Found { task, found }
+        });
     }
 
     fn watch(&mut self, task: &str, handle: TaskHandle) {
@@ -208,7 +261,7 @@ impl Runner {
         }
         let (shell, told) = (Arc::clone(&self.shell), self.machine.told().clone());
         // Tasks that run were set up once: their network is there or will be, and failing them helps nobody.
-        let patience = if self.handles.is_empty() { SET_UP_PATIENCE } else { Duration::MAX };
+        let patience = if self.handles.is_empty() && self.sought.is_empty() { SET_UP_PATIENCE } else { Duration::MAX };
         self.set_up = Some(self.background(async move {
             match set_up(&shell, &told, patience).await {
                 Ok(place) => Note::SetUp(place),
@@ -226,7 +279,12 @@ impl Runner {
     async fn start(&mut self, task: String) -> Event {
         match self.try_start(&task).await {
             Ok(()) => Event::Started { task },
-            Err(Failure { reason, fatal }) => Event::StartFailed { task, reason, fatal },
+            Err(Failure::NotStarted { reason, fatal }) => Event::StartFailed { task, reason, fatal },
+            Err(Failure::Unknown(reason)) => {
+                tracing::warn!(alloc = %self.machine.told().id, task, reason, "it is not known whether a task started");
+                self.seek(&task);
+                Event::Unanswered { task }
+            }
         }
     }
 
@@ -252,17 +310,24 @@ impl Runner {
         Ok(())
     }
 
+    /// The supervisor keeps the end until it is in the agent's own memory.
     async fn on_ended(&mut self, task: String, how: String) {
-        if let Some(handle) = self.handles.remove(&task)
+        let handle = self.handles.remove(&task);
+        self.apply(Event::Ended { task: task.clone(), how }).await;
+        self.await_stored().await;
+        if let Some(handle) = handle
             && let Err(error) = handle.forget().await
         {
             tracing::warn!(alloc = %self.machine.told().id, task, error = %report(&error), "an ended task cannot be cleared away");
         }
-        self.apply(Event::Ended { task, how }).await;
     }
 
     fn kill(&mut self, task: String) -> Option<Event> {
         let Some(handle) = self.handles.get(&task).cloned() else {
+            if self.sought.contains(&task) {
+                self.doomed.insert(task);
+                return None;
+            }
             return Some(Event::Ended { task, how: "it did not run".to_owned() });
         };
         let spec = task_of(self.machine.told(), &task);
@@ -321,22 +386,49 @@ impl Runner {
     }
 }
 
-/// Why a task did not start; `fatal` when the same job would fail the same way again.
-struct Failure {
-    reason: String,
-    fatal: bool,
+/// A task with a supervisor.
+struct Found {
+    handle: TaskHandle,
+    started_at: Timestamp,
+}
+
+/// The task of a control directory, running or ended; `None` when nothing was ever started there, or when its end was taken
+/// note of by `settled` and only the clearing away is left to do.
+async fn find(control: &Path, settled: Option<Timestamp>) -> Result<Option<Found>, HandleError> {
+    let Some(handle) = TaskHandle::adopt(control).await? else { return Ok(None) };
+    let started_at = match handle.status().await?.phase {
+        Phase::Exited(status) if settled.is_some_and(|settled| settled.0 >= status.finished_at_ns) => {
+            return handle.forget().await.map(|()| None);
+        }
+        Phase::Running { started_at_ns, .. } => Timestamp(started_at_ns),
+        Phase::Exited(status) => Timestamp(status.started_at_ns),
+        Phase::Starting => now(),
+    };
+    Ok(Some(Found { handle, started_at }))
+}
+
+/// Why a task did not start, if it did not.
+enum Failure {
+    /// `fatal` when the same job would fail the same way again.
+    NotStarted { reason: String, fatal: bool },
+    /// There is a supervisor, which has to be asked.
+    Unknown(String),
 }
 
 impl Failure {
     fn fatal(reason: &str) -> Self {
-        Self { reason: reason.to_owned(), fatal: true }
+        Self::NotStarted { reason: reason.to_owned(), fatal: true }
     }
 }
 
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
-        let fatal = matches!(error, StartError::Spec(_));
-        Self { reason: report(&error), fatal }
+        let reason = report(&error);
+        match error {
+            StartError::Occupied(_) | StartError::Handle(_) => Self::Unknown(reason),
+            StartError::Spec(_) => Self::NotStarted { reason, fatal: true },
+            StartError::Spawn { .. } | StartError::NotStarted(_) => Self::NotStarted { reason, fatal: false },
+        }
     }
 }
 
