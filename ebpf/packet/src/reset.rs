@@ -25,7 +25,7 @@ pub fn reset<B: Bytes + ?Sized>(frame: &mut B, at: usize, ip: &Ipv4, segment: &T
     put(&mut tcp, 2, segment.src_port.to_bytes());
     put(&mut tcp, 4, seq.to_bytes());
     put(&mut tcp, 8, ack.to_bytes());
-    put(&mut tcp, 12, [(TCP / 4 << 4) as u8, flags]);
+    put(&mut tcp, 12, [((TCP / 4) << 4) as u8, flags]);
     let sum = checksum::of_tcp(ip.dst, ip.src, &tcp);
     put(&mut tcp, 16, sum.to_bytes());
     frame.put(at, ipv4(ip))?;
