@@ -22,6 +22,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 const FORMAT: &str = "meshctl server 1";
+/// More than all that a join has to write.
+const TRIAL_BYTES: usize = 64 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
@@ -104,6 +106,17 @@ impl Disk {
         }
     }
 
+    /// Makes the directory and tries a write, so that no token is spent for a place that cannot hold a server. What was made
+    /// goes with the guard unless a server has moved in.
+    pub fn try_out(&self) -> Result<Trial, DiskError> {
+        let made = !self.root.exists();
+        self.make()?;
+        let trial = Trial { made: made.then(|| self.root.clone()) };
+        self.write("trial", 0o600, &[0; TRIAL_BYTES])?;
+        self.remove("trial")?;
+        Ok(trial)
+    }
+
     /// For resume: the directory must hold a server of this format and name.
     pub fn inhabited(root: &Path, name: &str) -> Result<(Self, Record), DiskError> {
         let disk = Self { root: root.to_owned() };
@@ -123,8 +136,7 @@ impl Disk {
 
     /// Moves a new server in. A crash before the end leaves an unfinished directory, which no start accepts.
     pub fn settle(&self, record: &Record, papers: &Papers, founding: Option<&FoundingFile>) -> Result<(), DiskError> {
-        let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(&self.root).map_err(|e| self.io("create", "", e))?;
+        self.make()?;
         self.write("ca.pem", 0o600, papers.ca_pem.as_bytes())?;
         self.replace_certificate(&papers.certificate_pem, &papers.key_pem)?;
         self.write("seal.key", 0o600, papers.seal.as_bytes())?;
@@ -174,6 +186,11 @@ impl Disk {
 
     pub fn raft_dir(&self) -> PathBuf {
         self.root.join("raft")
+    }
+
+    fn make(&self) -> Result<(), DiskError> {
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(&self.root).map_err(|error| self.io("create", "", error))
     }
 
     fn read_format(&self) -> Result<Option<String>, DiskError> {
@@ -233,6 +250,19 @@ impl Disk {
     }
 }
 
+/// A directory that was made to be tried.
+pub(crate) struct Trial {
+    made: Option<PathBuf>,
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        if let Some(root) = &self.made {
+            let _ = fs::remove_dir(root); // which only an empty one takes
+        }
+    }
+}
+
 impl FoundingFile {
     pub fn authority(&self) -> Authority {
         Authority { certificate_der: self.certificate_der.clone(), sealed_key: self.sealed_key.clone() }
@@ -247,6 +277,31 @@ impl Record {
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_tried_before_it_is_needed_and_left_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::vacant(&dir.path().join("a/s1")).unwrap();
+        let trial = disk.try_out().unwrap();
+        assert!(disk.root.is_dir() && disk.is_empty().unwrap());
+        drop(trial);
+        assert!(!disk.root.exists());
+
+        let trial = disk.try_out().unwrap();
+        disk.write("format", 0o600, FORMAT.as_bytes()).unwrap();
+        drop(trial);
+        assert!(disk.root.exists());
+
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = Disk { root: file.join("s2") }.try_out().err().expect("a file holds no directory");
+        assert!(error.to_string().contains("data_dir"), "{error}");
+    }
 }
 
 fn to_json(value: &impl Serialize) -> Vec<u8> {

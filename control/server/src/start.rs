@@ -227,6 +227,7 @@ async fn settle(config: &ServerConfig, advertise: SocketAddr) -> anyhow::Result<
         }
         Mode::Join { servers, token } => {
             let disk = Disk::vacant(&config.data_dir)?;
+            let _trial = disk.try_out()?;
             let admission = join::request_admission(config, servers, token, advertise).await?;
             credentials(&admission.papers)?;
             disk.settle(&admission.record, &admission.papers, None)?;
