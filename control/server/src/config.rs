@@ -134,11 +134,16 @@ impl Default for Timing {
 }
 
 fn check_name(name: &str) -> Result<(), ConfigError> {
-    let usable = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    match (1..=63).contains(&name.len()) && name.bytes().all(usable) {
+    match is_name(name) {
         true => Ok(()),
         false => Err(ConfigError::Name(name.to_owned())),
     }
+}
+
+/// Whether a server or node may be called so.
+pub(crate) fn is_name(name: &str) -> bool {
+    let usable = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    (1..=63).contains(&name.len()) && name.bytes().all(usable)
 }
 
 fn check_range(key: &'static str, range: IpNet) -> Result<(), ConfigError> {

@@ -1,12 +1,13 @@
 //! Joining, from both ends: how a server admits whoever shows a token, and how a new server gets admitted.
 
-use crate::config::ServerConfig;
+use crate::config::{ServerConfig, is_name};
 use crate::disk::{Papers, Peer, Record, hex};
 use crate::member::{Member, ProposeError, ReadUnavailable};
 use crate::pb;
 use crate::pb::join_client::JoinClient;
 use crate::{clock, rpc};
 use anyhow::{Context, anyhow, bail};
+use catalog::Catalog;
 use identity::{CertificateAuthority, KeyAndRequest, SERVER_NAME, SealKey, SignError, Subject, Token, TokenError};
 use model::{Command, JoinToken, NodeId, NodeStatus, Refusal, Role, ServerId, ServerRecord, Timestamp};
 use rustls_pki_types::CertificateDer;
@@ -15,6 +16,8 @@ use std::time::Duration;
 use tonic::Code;
 
 const JOIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// Joins that a server works on at once: each may cost a signature and a write.
+pub(crate) const JOINS_MAX: usize = 16;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JoinError {
@@ -26,6 +29,12 @@ pub(crate) enum JoinError {
     OtherCluster,
     #[error("the token is for role {token}, the request for role {asked}")]
     TokenRole { token: &'static str, asked: &'static str },
+    #[error("name: not usable; choose 1 to 63 letters, digits, `-`, `_` or `.`")]
+    Name,
+    #[error("the server knows feature level {found}, the cluster is at {cluster}; upgrade the server, then join again")]
+    FeatureLevel { cluster: u32, found: u32 },
+    #[error("too many joins are under way; try again in a moment")]
+    Busy,
     #[error("node {0} is a live member; stop its agent first, or join with an empty data directory")]
     NodeIdTaken(NodeId),
     #[error(transparent)]
@@ -38,18 +47,25 @@ pub(crate) enum JoinError {
     Authority(anyhow::Error),
 }
 
-/// Spends a use of the token and signs the request. What can be refused without spending it is refused first.
+/// Spends a use of the token and signs the request. What can be refused without spending it is refused first, and what
+/// strangers can ask for costs neither a signature nor a word with the other servers, as long as this one knows the token.
 pub(crate) async fn admit(member: &Member, request: pb::JoinRequest) -> Result<pb::JoinReply, JoinError> {
+    if !is_name(&request.name) {
+        return Err(JoinError::Name);
+    }
+    let _place = member.joins.try_acquire().map_err(|_| JoinError::Busy)?;
     let role = Role::try_from(request.role()).map_err(|error| JoinError::Request(error.to_string()))?;
     let token = Token::parse(&request.token)?;
     let authority = member.authority().await.map_err(JoinError::Authority)?;
     check_token(&token, authority, role)?;
     let rpc_address = server_address(&request, role)?;
     let node_id = agent_id(&request, role)?;
+    check_level(&member.snapshot(), role, request.feature_level)?;
+    check_known(member, &token).await?;
     let trial = Subject::Agent(node_id.unwrap_or_else(rpc::fresh_node_id));
     authority.sign(&request.csr_pem, trial, member.certificate_validity)?;
     member.read_barrier().await?;
-    check_known(member, &token, node_id)?;
+    check_absent(&member.snapshot(), node_id)?;
     let spend = Command::UseToken { digest: token.digest(), role, name: request.name.clone() };
     let spent = member.propose(spend).await?;
     match role {
@@ -103,21 +119,34 @@ fn check_token(token: &Token, authority: &CertificateAuthority, role: Role) -> R
     Ok(())
 }
 
-/// A guess at what the log would answer, so that strangers with made-up tokens cause no writes.
-fn check_known(member: &Member, token: &Token, node_id: Option<NodeId>) -> Result<(), JoinError> {
+/// A server that does not know what the others replicate would halt on it.
+fn check_level(catalog: &Catalog, role: Role, found: u32) -> Result<(), JoinError> {
+    let cluster = catalog.feature_level();
+    match role == Role::Server && found < cluster {
+        true => Err(JoinError::FeatureLevel { cluster, found }),
+        false => Ok(()),
+    }
+}
+
+/// A guess at what the log would answer, so that strangers with made-up tokens cause no writes. Only a token that this
+/// server has not heard of makes it ask for what is new.
+async fn check_known(member: &Member, token: &Token) -> Result<(), JoinError> {
+    let digest = token.digest();
+    if member.catalog.borrow().token(&digest).is_none() {
+        member.read_barrier().await?;
+    }
     let catalog = member.snapshot();
     let refuse = |refusal| Err(JoinError::Propose(ProposeError::Refused(refusal)));
-    let known = match catalog.token(&token.digest()) {
-        None => return refuse(Refusal::TokenUnknown),
-        Some(known) => known,
-    };
-    if known.uses_left == 0 {
-        return refuse(Refusal::TokenSpent);
+    match catalog.token(&digest) {
+        None => refuse(Refusal::TokenUnknown),
+        Some(known) if known.uses_left == 0 => refuse(Refusal::TokenSpent),
+        Some(known) if has_expired(known, clock::now()) => refuse(Refusal::TokenExpired),
+        Some(_) => Ok(()),
     }
-    if has_expired(known, clock::now()) {
-        return refuse(Refusal::TokenExpired);
-    }
-    // Whoever has a token must not get a certificate that speaks for a node which is there.
+}
+
+/// Whoever has a token must not get a certificate that speaks for a node which is there.
+fn check_absent(catalog: &Catalog, node_id: Option<NodeId>) -> Result<(), JoinError> {
     let alive = |id: &NodeId| catalog.node(*id).is_some_and(|node| node.status != NodeStatus::Down);
     match node_id.filter(alive) {
         Some(id) => Err(JoinError::NodeIdTaken(id)),
@@ -237,4 +266,18 @@ fn admission(
     let (cluster, name) = (hex(&digest), config.name.clone());
     let papers = Papers { ca_pem: reply.ca_pem, certificate_pem: reply.certificate_pem, key_pem: key.key_pem, seal };
     Ok(Admission { record: Record { cluster, id, name, rpc_advertise, peers }, papers })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::CatalogImage;
+
+    #[test]
+    fn a_server_joins_that_knows_all_that_the_cluster_replicates() {
+        let catalog = Catalog::from_image(CatalogImage { feature_level: 2, ..CatalogImage::default() });
+        assert!(matches!(check_level(&catalog, Role::Server, 1), Err(JoinError::FeatureLevel { cluster: 2, found: 1 })));
+        assert!(check_level(&catalog, Role::Server, 2).is_ok());
+        assert!(check_level(&catalog, Role::Agent, 1).is_ok()); // its hello is checked
+    }
 }

@@ -13,7 +13,7 @@ use model::{Applied, Command, Envelope, Index, Refusal, ServerId, Table};
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tonic::Code;
 
@@ -41,6 +41,8 @@ pub(crate) struct Member {
     pub certificate_validity: Duration,
     pub timing: crate::Timing,
     pub authority: OnceLock<CertificateAuthority>,
+    /// Places for joins under way.
+    pub joins: Semaphore,
     /// Set when this server is to stop.
     pub stop: watch::Receiver<bool>,
 }

@@ -1,6 +1,7 @@
 //! The gRPC side: TLS, who may call what, and the services. Join is the only call that goes without a client
 //! certificate; the role in the certificate is checked on every other one.
 
+use crate::config::is_name;
 use crate::logs::{LogError, LogReader};
 use crate::member::{Member, ProposeError};
 use crate::pb;
@@ -67,11 +68,13 @@ impl Join for Service {
     async fn join(&self, request: Request<pb::JoinRequest>) -> Result<Response<pb::JoinReply>, Status> {
         let from = remote(&request);
         let request = request.into_inner();
-        let (name, role) = (request.name.clone(), request.role().as_str_name());
+        // A stranger's text does not get into the log as it is.
+        let name = Some(request.name.clone()).filter(|name| is_name(name));
+        let role = request.role().as_str_name();
         match join::admit(&self.0, request).await {
             Ok(reply) => Ok(Response::new(reply)),
             Err(error) => {
-                tracing::warn!(name, role, ?from, reason = %error, "join refused");
+                tracing::warn!(?name, role, ?from, reason = %error, "join refused");
                 Err(error.into())
             }
         }
@@ -204,7 +207,12 @@ impl From<join::JoinError> for Status {
     fn from(error: join::JoinError) -> Self {
         let text = error.to_string();
         match error {
-            join::JoinError::Request(_) | join::JoinError::Sign(_) => Status::invalid_argument(text),
+            join::JoinError::Request(_) | join::JoinError::Name | join::JoinError::Sign(_) => {
+                Status::invalid_argument(text)
+            }
+            join::JoinError::FeatureLevel { .. } => Status::failed_precondition(text),
+            // Whoever joins goes on to the next server.
+            join::JoinError::Busy => Status::unavailable(text),
             join::JoinError::Token(_) | join::JoinError::OtherCluster | join::JoinError::TokenRole { .. } => {
                 Status::permission_denied(text)
             }

@@ -24,7 +24,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 /// The id of the server that makes the cluster; every other id is a log index above it.
@@ -316,6 +316,7 @@ fn member(
         certificate_validity: config.certificate_validity,
         timing: config.timing,
         authority: OnceLock::new(),
+        joins: Semaphore::new(join::JOINS_MAX),
         stop,
     })
 }

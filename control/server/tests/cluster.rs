@@ -171,6 +171,8 @@ async fn a_token_works_as_often_and_as_long_as_it_says() {
     };
 
     let once = token(&server, Role::Agent).await;
+    let (code, reason) = refusal(enrol(address, &once, "n1\nforged line", None).await);
+    assert!(code == Code::InvalidArgument && reason.contains("name"), "{reason}");
     enrol(address, &once, "n1", None).await.unwrap();
     let (code, reason) = refusal(enrol(address, &once, "n2", None).await);
     assert_eq!(code, Code::PermissionDenied);
