@@ -27,6 +27,8 @@ const TICK: Duration = Duration::from_millis(500);
 const SUSPECT_AFTER: Duration = Duration::from_secs(5);
 /// Plans of one evaluation of which parts no longer fitted; Nomad's limit for service jobs.
 const ATTEMPTS_MAX: u32 = 5;
+/// Stops, updates in place and placements that one command carries: a few hundred kilobytes beside the job itself.
+const PLAN_PARTS_MAX: usize = 1000;
 
 /// Starts and stops the leader's duties as leadership comes and goes.
 pub(crate) async fn supervise(member: Arc<Member>, stop: watch::Receiver<bool>) {
@@ -136,6 +138,7 @@ async fn work_off(member: &Member, catalog: Catalog, eval: Arc<Evaluation>, atte
         return give_up(member, &eval, "planning failed; this is a defect, see the leader's log").await;
     };
     match member.propose(plan_command(plan, &eval)).await {
+        Err(ProposeError::TooLarge { reason }) => give_up(member, &eval, &format!("its plan: {reason}")).await,
         Ok(Applied { dropped, .. }) if dropped.is_empty() => Worked::Concluded,
         Ok(Applied { dropped, .. }) => {
             tracing::info!(eval = %eval.id, job = %eval.job_id, dropped = dropped.len(), "parts of a plan no longer fitted");
@@ -162,12 +165,26 @@ fn make_plan(catalog: &Catalog, eval: &Evaluation, now: Timestamp, seed: u64) ->
     scheduler::plan(&view, eval, catalog.job(&eval.job_id).map(AsRef::as_ref), now, seed)
 }
 
-fn plan_command(plan: Plan, eval: &Evaluation) -> Command {
+fn plan_command(mut plan: Plan, eval: &Evaluation) -> Command {
+    // What is left out is planned anew, at once and from the state that this part has led to.
+    if shorten(&mut plan) {
+        plan.follow_up_at = Some(Timestamp::NEVER);
+    }
     let follow_up = plan.follow_up_at.map(|wait_until| Evaluation {
         wait_until,
         ..new_eval(eval.job_id.clone(), eval.priority, EvalTrigger::AllocUpdate)
     });
     Command::ApplyPlan { plan: Box::new(plan), follow_up }
+}
+
+/// Leaves out what one command does not carry; whether there was any. Stops come first: a placement may need the slot of one.
+fn shorten(plan: &mut Plan) -> bool {
+    let room = PLAN_PARTS_MAX;
+    let (stops, in_place, placements) = (plan.stops.len(), plan.in_place.len(), plan.placements.len());
+    plan.stops.truncate(room);
+    plan.in_place.truncate(room - plan.stops.len());
+    plan.placements.truncate(room - plan.stops.len() - plan.in_place.len());
+    (stops, in_place, placements) != (plan.stops.len(), plan.in_place.len(), plan.placements.len())
 }
 
 async fn give_up(member: &Member, eval: &Evaluation, reason: &str) -> Worked {
@@ -276,7 +293,7 @@ async fn change_membership(member: &Member, change: MembershipChange) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::{CatalogImage, Index};
+    use model::{AllocId, CatalogImage, Index, PlannedStop};
 
     #[test]
     fn a_silent_node_is_suspect_first_and_down_later() {
@@ -289,6 +306,23 @@ mod tests {
         assert_eq!(after(NodeStatus::Down, 90), None);
         let quick = verdict(NodeStatus::Ready, Duration::from_secs(1), Duration::from_secs(2));
         assert_eq!(quick, Some(NodeStatus::Suspect));
+    }
+
+    #[test]
+    fn a_plan_that_no_command_carries_goes_in_parts() {
+        let eval = new_eval(JobId("big".to_owned()), 50, EvalTrigger::JobRegister);
+        let plan = |stops: u128| Plan {
+            stops: (0..stops)
+                .map(|n| PlannedStop { alloc_id: AllocId::from_random(n), reason: String::new(), client: None })
+                .collect(),
+            ..make_plan(&Catalog::default(), &eval, Timestamp::NEVER, 0)
+        };
+        let parts = |stops| match plan_command(plan(stops), &eval) {
+            Command::ApplyPlan { plan, follow_up } => (plan.stops.len(), follow_up.map(|eval| eval.wait_until)),
+            other => unreachable!("{other:?}"),
+        };
+        assert_eq!(parts(1000), (1000, None));
+        assert_eq!(parts(50_000), (1000, Some(Timestamp::NEVER)));
     }
 
     #[test]

@@ -23,6 +23,8 @@ use wire::session::{AgentMessage, Hello, ServerMessage};
 
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const CONTROL_MESSAGES_MAX: usize = 32;
+/// Allocations that one command reports; halved when what they say is too much even so.
+const UPDATES_MAX: usize = 256;
 
 pub(crate) type Outbound = Pin<Box<dyn Stream<Item = Result<pb::ServerMessage, Status>> + Send>>;
 
@@ -174,10 +176,11 @@ fn refused(node_id: NodeId, reason: String) -> ServerMessage {
     ServerMessage::Refused { reason }
 }
 
-/// A refusal is final; anything else is answered so that the agent tries again.
+/// A refusal is final, and so is what no log takes; anything else is answered so that the agent tries again.
 fn turned_away(member: &Member, node_id: NodeId, error: ProposeError) -> ServerMessage {
     match error {
         ProposeError::Refused(refusal) => refused(node_id, refusal.to_string()),
+        ProposeError::TooLarge { reason } => refused(node_id, format!("the agent's report: {reason}")),
         _ => not_leader(member),
     }
 }
@@ -247,9 +250,25 @@ impl Session {
 
 /// Commits what a node reports of its allocations, with evaluations of the jobs that need another look.
 async fn report(member: &Member, node_id: NodeId, epoch: Epoch, updates: Vec<AllocUpdate>) -> Result<(), ProposeError> {
-    if updates.is_empty() {
-        return Ok(());
+    let mut parts: Vec<Vec<AllocUpdate>> = updates.chunks(UPDATES_MAX).rev().map(<[_]>::to_vec).collect();
+    while let Some(mut part) = parts.pop() {
+        match report_part(member, node_id, epoch, part.clone()).await {
+            Err(ProposeError::TooLarge { .. }) if part.len() > 1 => {
+                parts.push(part.split_off(part.len() / 2));
+                parts.push(part);
+            }
+            other => other?,
+        }
     }
+    Ok(())
+}
+
+async fn report_part(
+    member: &Member,
+    node_id: NodeId,
+    epoch: Epoch,
+    updates: Vec<AllocUpdate>,
+) -> Result<(), ProposeError> {
     let jobs = jobs_to_look_at(&member.snapshot(), &updates);
     let evals =
         jobs.into_iter().map(|(job_id, priority)| new_eval(job_id, priority, EvalTrigger::AllocUpdate)).collect();
