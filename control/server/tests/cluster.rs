@@ -266,6 +266,30 @@ async fn roles_are_checked_on_every_call() {
 }
 
 #[tokio::test]
+async fn silent_connections_keep_nobody_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = init(dir.path()).await;
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+    let files: Vec<&str> = limits.lines().find(|line| line.starts_with("Max open files")).unwrap().split_whitespace().collect();
+    assert_eq!(files[3], files[4], "the soft limit is the hard one");
+
+    let token = token(&server, Role::Agent).await;
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(tokio::net::TcpStream::connect(server.rpc_address()).await.unwrap());
+    }
+    // Those beyond what one address may have are told at once, and when the others' time is up there is room again.
+    let mut told = 0;
+    for connection in &silent {
+        let closed = tokio::time::timeout(Duration::from_millis(20), connection.readable()).await.is_ok();
+        told += usize::from(closed);
+    }
+    assert!((200..300).contains(&told), "{told}");
+    eventually("an agent joins", || async { enrol(server.rpc_address(), &token, "n1", None).await.ok() }).await;
+    server.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_server_goes_on_with_what_it_had_and_refuses_what_it_cannot_use() {
     let dir = tempfile::tempdir().unwrap();
     let server = init(dir.path()).await;
