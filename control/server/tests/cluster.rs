@@ -354,6 +354,8 @@ async fn http_keeps_nomads_manners() {
         400,
         "Periodic",
     );
+    check(put(&server, "/v1/jobs", &json!({ "Job": { "ID": "x", "Stop": true } })).await, 501, "Job.Stop");
+    check(get(&server, "/v1/jobs?region=eu").await, 501, "region");
     check(request(&server, "PUT", "/v1/jobs", "{", "127.0.0.1").await, 400, "JSON");
     check(request(&server, "PATCH", "/v1/jobs", "", "127.0.0.1").await, 405, "Invalid method");
     check(request(&server, "GET", "/v1/jobs", "", "evil.example").await, 403, "localhost");

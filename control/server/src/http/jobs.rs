@@ -168,6 +168,9 @@ pub(super) async fn validate(State(member): Shared, options: Options, body: Byte
 
 fn read_job(job: Option<nomad::Job>) -> Result<Job, HttpError> {
     let job = job.ok_or_else(|| HttpError::bad_request("Job must be specified"))?;
+    if job.stop == Some(true) {
+        return Err(HttpError::not_built("Job.Stop: to register a job stopped is not built yet; leave it out"));
+    }
     Job::try_from(job).map_err(|refusal| HttpError::bad_request(refusal.to_string()))
 }
 

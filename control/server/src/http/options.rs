@@ -13,8 +13,20 @@ use tokio::time::Instant;
 const WAIT_DEFAULT: Duration = Duration::from_secs(300);
 const WAIT_MAX: Duration = Duration::from_secs(300);
 
-/// Known ones that would change the answer if they were built.
-const NOT_BUILT: [&str; 3] = ["filter", "per_page", "next_token"];
+/// Known ones that would change the answer if they were built, with the value that changes nothing.
+const NOT_BUILT: [(&str, &str); 8] = [
+    ("filter", ""),
+    ("per_page", "0"),
+    ("next_token", ""),
+    ("region", "global"),
+    ("reverse", "false"),
+    ("resources", "false"),
+    ("eval_priority", "0"),
+    ("no_shutdown_delay", "false"),
+];
+
+/// Those that are true or false, as Go's clients write it.
+const BOOLEANS: [&str; 7] = ["reverse", "resources", "no_shutdown_delay", "purge", "follow", "plain", "stale"];
 
 pub(crate) struct Options {
     /// Answer once the index is greater.
@@ -37,8 +49,17 @@ impl<S: Send + Sync> FromRequestParts<S> for Options {
 
 impl Options {
     fn read(parameters: BTreeMap<String, String>) -> Result<Self, HttpError> {
-        if let Some(name) = NOT_BUILT.iter().find(|name| parameters.get(**name).is_some_and(|value| !value.is_empty()))
-        {
+        for name in BOOLEANS {
+            if let Some(value) = parameters.get(name).filter(|value| !value.is_empty() && go_bool(value).is_none()) {
+                return Err(HttpError::bad_request(format!("{name}: `{value}` is neither true nor false")));
+            }
+        }
+        let asks = |name: &str, default: &str| match parameters.get(name).map(String::as_str) {
+            None | Some("") => false,
+            Some(value) if default == "false" => go_bool(value) != Some(false),
+            Some(value) => value != default,
+        };
+        if let Some((name, _)) = NOT_BUILT.iter().find(|(name, default)| asks(name, default)) {
             return Err(HttpError::not_built(format!("the parameter `{name}` is not built yet; leave it out")));
         }
         if let Some(name) = parameters.get("namespace").filter(|name| !matches!(name.as_str(), "" | "default" | "*")) {
@@ -54,7 +75,7 @@ impl Options {
                 .ok_or_else(|| HttpError::bad_request(format!("Invalid wait time `{text}`; write for example 30s")))?,
             None => WAIT_DEFAULT,
         };
-        let is_set = |name: &str| parameters.get(name).is_some_and(|value| value != "false");
+        let is_set = |name: &str| parameters.get(name).is_some_and(|value| go_bool(value) != Some(false));
         let (stale, pretty) = (is_set("stale"), is_set("pretty"));
         Ok(Self { index, wait: wait.min(WAIT_MAX), stale, pretty, parameters })
     }
@@ -65,7 +86,7 @@ impl Options {
     }
 
     pub fn is_true(&self, name: &str) -> bool {
-        matches!(self.get(name), Some("true" | "1"))
+        self.get(name).and_then(go_bool) == Some(true)
     }
 
     /// Whether `text` starts with what `?prefix` asks for.
@@ -92,6 +113,15 @@ impl Options {
                 Ok(Err(_)) | Err(_) => return Ok(catalog),
             }
         }
+    }
+}
+
+/// What Go's `strconv.ParseBool` takes.
+fn go_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
+        _ => None,
     }
 }
 
@@ -153,6 +183,23 @@ mod tests {
         {
             assert!(read(name, value).is_err(), "{name}={value}");
         }
+        for (name, value) in [
+            ("region", "eu"),
+            ("reverse", "T"),
+            ("resources", "true"),
+            ("eval_priority", "80"),
+            ("no_shutdown_delay", "1"),
+            ("purge", "yes"),
+        ] {
+            assert!(read(name, value).is_err(), "{name}={value}");
+        }
+        for (name, value) in [("region", "global"), ("reverse", "F"), ("resources", ""), ("eval_priority", "0")] {
+            assert!(read(name, value).is_ok(), "{name}={value}");
+        }
+        for value in ["1", "t", "T", "TRUE", "true", "True"] {
+            assert!(read("purge", value).unwrap().is_true("purge"), "{value}");
+        }
+        assert!(!read("purge", "f").unwrap().is_true("purge"));
         assert!(read("namespace", "*").is_ok());
         assert!(read("pretty", "").unwrap().pretty);
         assert!(!read("stale", "false").unwrap().stale);
