@@ -11,7 +11,7 @@ use std::sync::Arc;
 impl Catalog {
     pub(crate) fn register_node(&mut self, at: At, asked: &Node) -> Result<(), Refusal> {
         check_name(&asked.name)?;
-        self.check_node_name(asked.id, &asked.name)?;
+        self.check_node_place(asked)?;
         let known = self.nodes.get(&asked.id).cloned();
         let mut node = match &known {
             Some(known) => renewed(known, asked)?,
@@ -40,7 +40,7 @@ impl Catalog {
             return Ok(());
         }
         if known.status == NodeStatus::Down {
-            self.check_node_name(id, &known.name)?;
+            self.check_node_place(&known)?;
         }
         self.put_node(at, Node { status, status_changed_at: at.time, ..Node::clone(&known) });
         if status == NodeStatus::Ready {
@@ -58,12 +58,16 @@ impl Catalog {
         Ok(node)
     }
 
-    fn check_node_name(&self, id: NodeId, name: &str) -> Result<(), Refusal> {
-        let holds = |node: &&Arc<Node>| node.name == name && node.id != id && node.status != NodeStatus::Down;
-        match self.nodes.values().find(holds) {
-            Some(_) => Err(Refusal::NameTaken { name: name.to_owned() }),
-            None => Ok(()),
+    /// Names answer DNS questions and addresses end tunnels: of the nodes that are not down, each has its own.
+    fn check_node_place(&self, asked: &Node) -> Result<(), Refusal> {
+        let others = || self.nodes.values().filter(|node| node.id != asked.id && node.status != NodeStatus::Down);
+        if others().any(|node| node.name == asked.name) {
+            return Err(Refusal::NameTaken { name: asked.name.clone() });
         }
+        if others().any(|node| node.address == asked.address) {
+            return Err(Refusal::AddressTaken { address: asked.address });
+        }
+        Ok(())
     }
 
     fn put_node(&mut self, at: At, mut node: Node) {

@@ -148,7 +148,7 @@ impl Catalog {
         let Some(group) = job.group(&asked.group) else { return false };
         let ports: Vec<u16> = asked.ports.iter().map(|port| port.host_port).collect();
         let usage = capacity::Usage::of(self.allocs_of_node(node.id).map(Arc::as_ref));
-        usage.misfits(node, capacity::demand(group), &ports).is_empty()
+        usage.misfits(node, capacity::demand(group), &ports).is_empty() && usage.lacks_address(node, group).is_none()
     }
 
     /// Complete, or blocked when something waits for capacity. A plan of which parts were dropped leaves its evaluation

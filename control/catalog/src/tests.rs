@@ -103,6 +103,22 @@ fn a_name_is_free_again_once_its_node_is_down() {
 }
 
 #[test]
+fn an_address_is_free_again_once_its_node_is_down() {
+    let mut log = Log::ready();
+    let at_the_same = |epoch| Node { epoch: Epoch(epoch), address: node(1, "n1").address, ..node(2, "n2") };
+    let taken = Refusal::AddressTaken { address: node(1, "n1").address };
+    log.must(Command::RegisterNode(Box::new(node(1, "n1"))));
+    assert_eq!(log.refused(Command::RegisterNode(Box::new(at_the_same(1)))), taken);
+    log.must(Command::RegisterNode(Box::new(node(2, "n2"))));
+    assert_eq!(log.refused(Command::RegisterNode(Box::new(at_the_same(2)))), taken);
+    log.must(status(1, 1, NodeStatus::Suspect));
+    assert_eq!(log.refused(Command::RegisterNode(Box::new(at_the_same(2)))), taken);
+    log.must(status(1, 1, NodeStatus::Down));
+    log.must(Command::RegisterNode(Box::new(at_the_same(2))));
+    assert_eq!(log.refused(status(1, 1, NodeStatus::Ready)), taken);
+}
+
+#[test]
 fn versions_grow_with_the_specification_alone() {
     let mut log = Log::ready();
     let version = |log: &Log| log.state.job(&JobId("web".to_owned())).map(|job| (job.version, job.stopped));

@@ -7,7 +7,7 @@
 use crate::source::Source;
 use hcl_edit::Span;
 use hcl_edit::expr::{BinaryOperator, Expression, FuncCall, ObjectKey, Traversal, TraversalOperator, UnaryOperator};
-use hcl_edit::template::Element;
+use hcl_edit::template::{Element, Strip};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -202,6 +202,9 @@ impl<'b> Scope<'b> {
             match element {
                 Element::Literal(literal) => text.push_str(literal.as_str()),
                 Element::Directive(_) => return fail(element, "`%{ … }` in strings is not built yet"),
+                Element::Interpolation(inner) if inner.strip != Strip::None => {
+                    return fail(element, "`~`, which strips spaces around `${ … }`, is not built yet; leave it out");
+                }
                 Element::Interpolation(inner) if root(&inner.expr).is_some_and(is_run_time) => {
                     text.push_str(source.slice(element.span().unwrap_or_default()));
                 }

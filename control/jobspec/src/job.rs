@@ -9,6 +9,7 @@ mod value;
 use crate::eval::Scope;
 use crate::section::{Section, Shape, nearest};
 use crate::source::Source;
+use hcl_edit::expr::Expression;
 use hcl_edit::structure::{Attribute, Block, Body, Structure};
 use model::{Constraint, Job, JobId, JobKind, Operator, TaskGroup, Timestamp, rules};
 use std::collections::BTreeMap;
@@ -117,8 +118,8 @@ impl Reader<'_, '_, '_> {
         Job {
             name: self.text(section.get("name")).unwrap_or_else(|| id.clone()),
             id: JobId(id),
-            namespace: self.text(section.get("namespace")).unwrap_or_else(|| "default".to_owned()),
-            region: self.text(section.get("region")).unwrap_or_else(|| "global".to_owned()),
+            namespace: self.only(section.get("namespace"), "namespace", "default"),
+            region: self.only(section.get("region"), "region", "global"),
             kind: JobKind::Service,
             priority: self.number(section.get("priority"), 1, u64::from(rules::PRIORITY_MAX), rules::DEFAULT_PRIORITY),
             datacenters: self.datacenters(&section),
@@ -143,6 +144,16 @@ impl Reader<'_, '_, '_> {
                 self.source.problem(expression, format!("`{other}` is not a job type; use \"service\""));
             }
         }
+    }
+
+    /// The one value that is built.
+    fn only(&mut self, at: Option<&Expression>, key: &str, built: &str) -> String {
+        let text = self.text(at);
+        if let (Some(at), Some(other)) = (at, text.filter(|text| text != built)) {
+            let message = format!("{key} `{other}` is not built yet; there is only `{built}`");
+            self.source.problem(at, message);
+        }
+        built.to_owned()
     }
 
     fn datacenters(&mut self, section: &Section<'_>) -> Vec<String> {
@@ -170,6 +181,10 @@ impl Reader<'_, '_, '_> {
         };
         if operator == Operator::DistinctHosts {
             return self.distinct_hosts(block, &value);
+        }
+        let at = short.map(|short| &short.value).or_else(|| section.get("value"));
+        if let (Some(at), Err(reason)) = (at, rules::constraint(operator, &value)) {
+            self.source.problem(at, reason);
         }
         if attribute.as_deref().unwrap_or_default().is_empty() {
             let message = "a constraint needs `attribute`, for example \"${attr.kernel.name}\"";

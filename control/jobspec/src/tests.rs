@@ -157,6 +157,32 @@ fn what_is_not_built_is_refused_by_name() {
         &["5:11: `env` is not built yet; set the variable in the task's `env` block"],
     );
     check(&around("dynamic \"service\" {\nfor_each = []\n}", ""), &["3:1: block `dynamic` is not built yet"]);
+    let strip = "`~`, which strips spaces around `${ … }`, is not built yet; leave it out";
+    check(&around("", "env { A = \"a ${~ 1 } b\" }"), &[&format!("5:14: {strip}")]);
+    check(&around("", "env { A = \"a ${NOMAD_IP_x ~} b\" }"), &[&format!("5:14: {strip}")]);
+    check(
+        &MINIMAL.replace("  group", "namespace = \"web\"\nregion = \"eu\"\n  group"),
+        &[
+            "3:13: namespace `web` is not built yet; there is only `default`",
+            "4:10: region `eu` is not built yet; there is only `global`",
+        ],
+    );
+}
+
+#[test]
+fn what_would_never_match_or_never_be_dialled_is_refused() {
+    check(
+        &around("constraint {\nattribute = \"${attr.x}\"\nregexp = \"a(\"\n}", ""),
+        &["5:10: `a(` is not a regular expression: unclosed group"],
+    );
+    check(
+        &around("constraint {\nattribute = \"${attr.x}\"\noperator = \"version\"\nvalue = \"newest\"\n}", ""),
+        &["6:9: `newest` is not a version constraint; write for example \">= 1.2, < 2\""],
+    );
+    let service = |meta: &str| around(&format!("network {{\nport \"p\" {{}}\n}}\nservice {{\nport = \"p\"\n{meta}\n}}"), "");
+    let reason = "vip_port: `http` is not a port; write a number from 1 to 65535";
+    check(&service("meta {\nvip_port = \"http\"\n}"), &[&format!("9:12: {reason}")]);
+    check(&service("meta = { vip_port = \"http\" }"), &[&format!("8:8: {reason}")]);
 }
 
 #[test]

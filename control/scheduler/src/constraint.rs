@@ -1,13 +1,10 @@
 //! Constraints against a node, with the comparison rules of Nomad's job specification.
 
-use crate::version::{self, Rules};
-use model::{Constraint, Node, Operator};
-use regex::{Regex, RegexBuilder};
+use model::version::{self, Rules};
+use model::{Constraint, Node, Operator, rules};
+use regex::Regex;
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
-
-/// A pattern is the user's, so its compiled form is bounded; matching takes linear time whatever it is.
-const REGEX_SIZE_MAX: usize = 1 << 20;
 
 /// Whether the node meets the constraint. `distinct_hosts` is no matter of one node and always holds here.
 pub fn satisfies(node: &Node, constraint: &Constraint) -> bool {
@@ -23,7 +20,7 @@ pub(crate) struct Checker<'a> {
 impl<'a> Checker<'a> {
     pub(crate) fn new(constraint: &'a Constraint) -> Self {
         let literal = constraint.operator == Operator::Regexp && reference(&constraint.value).is_none();
-        Self { constraint, regex: if literal { compile(&constraint.value) } else { None } }
+        Self { constraint, regex: if literal { rules::regex(&constraint.value).ok() } else { None } }
     }
 
     pub(crate) fn holds(&self, node: &Node) -> bool {
@@ -57,7 +54,7 @@ impl<'a> Checker<'a> {
     fn finds(&self, text: &str, pattern: &str) -> bool {
         match &self.regex {
             Some(regex) => regex.is_match(text),
-            None => compile(pattern).is_some_and(|regex| regex.is_match(text)),
+            None => rules::regex(pattern).is_ok_and(|regex| regex.is_match(text)),
         }
     }
 
@@ -70,10 +67,6 @@ impl<'a> Checker<'a> {
             _ => format!("{attribute} {} {value}", operator.as_str()),
         }
     }
-}
-
-fn compile(pattern: &str) -> Option<Regex> {
-    RegexBuilder::new(pattern).size_limit(REGEX_SIZE_MAX).dfa_size_limit(REGEX_SIZE_MAX).build().ok()
 }
 
 /// As integers if both are, else as numbers, else as text.

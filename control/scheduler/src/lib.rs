@@ -14,7 +14,6 @@ mod feasible;
 mod place;
 mod random;
 mod reconcile;
-mod version;
 
 pub use change::{GroupChange, group_change};
 pub use constraint::satisfies;

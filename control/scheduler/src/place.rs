@@ -162,6 +162,7 @@ impl<'a> NodeState<'a> {
         if request.ports.len() - request.statics.len() > free {
             misfits.push(Exhausted::DynamicPorts);
         }
+        misfits.extend(self.usage.lacks_address(self.node, request.group));
         misfits
     }
 

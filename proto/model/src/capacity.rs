@@ -1,8 +1,9 @@
 //! Whether an allocation fits a node: the one check that the scheduler makes when it plans and the catalog when it applies.
 
 use crate::alloc::Allocation;
-use crate::job::TaskGroup;
+use crate::job::{NetworkMode, TaskGroup};
 use crate::node::{Node, NodeResources};
+use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -16,6 +17,8 @@ pub struct Usage {
     pub resources: NodeResources,
     /// Node ports in use.
     pub ports: BTreeSet<u16>,
+    /// Addresses of the node's blocks: one for each allocation with network mode bridge.
+    pub addresses: u64,
 }
 
 /// A dimension in which a node has no room left.
@@ -26,6 +29,7 @@ pub enum Exhausted {
     Disk,
     Port(u16),
     DynamicPorts,
+    Addresses,
 }
 
 impl Usage {
@@ -39,6 +43,7 @@ impl Usage {
     pub fn add(&mut self, alloc: &Allocation) {
         self.resources = self.resources.plus(demand_of(alloc));
         self.ports.extend(alloc.ports.iter().map(|port| port.host_port));
+        self.addresses += u64::from(alloc.task_group().is_some_and(needs_address));
     }
 
     /// Takes back what [`Usage::add`] of the same allocation added.
@@ -50,6 +55,13 @@ impl Usage {
         for port in &alloc.ports {
             self.ports.remove(&port.host_port);
         }
+        let addresses = u64::from(alloc.task_group().is_some_and(needs_address));
+        self.addresses = self.addresses.saturating_sub(addresses);
+    }
+
+    /// Whether the node's blocks have no address left for one more allocation of the group.
+    pub fn lacks_address(&self, node: &Node, group: &TaskGroup) -> Option<Exhausted> {
+        (needs_address(group) && self.addresses >= addresses_of(node)).then_some(Exhausted::Addresses)
     }
 
     /// Every dimension in which `demand` and `ports` do not fit beside this usage; empty when they fit.
@@ -71,6 +83,19 @@ impl Usage {
     }
 }
 
+fn needs_address(group: &TaskGroup) -> bool {
+    group.network_mode() == NetworkMode::Bridge
+}
+
+/// How many allocations the node can give an address: the hosts of its blocks but the node's own.
+fn addresses_of(node: &Node) -> u64 {
+    let hosts = |block: &IpNet| {
+        let size = 1u64.checked_shl(u32::from(block.max_prefix_len() - block.prefix_len())).unwrap_or(u64::MAX);
+        size.saturating_sub(2)
+    };
+    node.blocks.iter().map(hosts).fold(0, u64::saturating_add).saturating_sub(1)
+}
+
 /// What one allocation of the group takes.
 pub fn demand(group: &TaskGroup) -> NodeResources {
     let resources = group.resources();
@@ -89,7 +114,9 @@ pub fn misfits<'a>(
     alloc: &Allocation,
 ) -> Vec<Exhausted> {
     let ports: Vec<u16> = alloc.ports.iter().map(|port| port.host_port).collect();
-    Usage::of(others).misfits(node, demand_of(alloc), &ports)
+    let usage = Usage::of(others);
+    let address = alloc.task_group().and_then(|group| usage.lacks_address(node, group));
+    usage.misfits(node, demand_of(alloc), &ports).into_iter().chain(address).collect()
 }
 
 impl NodeResources {
@@ -110,6 +137,7 @@ impl fmt::Display for Exhausted {
             Exhausted::Disk => f.write_str("disk"),
             Exhausted::Port(port) => write!(f, "network: port {port}"),
             Exhausted::DynamicPorts => f.write_str("network: dynamic ports"),
+            Exhausted::Addresses => f.write_str("network: addresses exhausted"),
         }
     }
 }
@@ -150,7 +178,7 @@ mod tests {
     #[track_caller]
     fn check(used: (u64, u64, u64), ports: &[u16], expected: &[&str]) {
         let resources = NodeResources { cpu_mhz: used.0, memory_mb: used.1, disk_mb: used.2 };
-        let usage = Usage { resources, ports: [80, 20_000].into() };
+        let usage = Usage { resources, ports: [80, 20_000].into(), addresses: 0 };
         let demand = NodeResources { cpu_mhz: 400, memory_mb: 400, disk_mb: 400 };
         let misfits: Vec<String> = usage.misfits(&node(), demand, ports).iter().map(Exhausted::to_string).collect();
         assert_eq!(misfits, expected);
@@ -162,6 +190,16 @@ mod tests {
         check((601, 600, 600), &[], &["cpu"]);
         check((600, 700, u64::MAX), &[443], &["memory", "disk"]);
         check((0, 0, 0), &[80, 443, 20_000], &["network: port 80", "network: port 20000"]);
+    }
+
+    #[test]
+    fn a_block_has_an_address_for_every_host_but_the_node() {
+        let with = |blocks: &[&str]| Node { blocks: blocks.iter().map(|block| block.parse().unwrap()).collect(), ..node() };
+        assert_eq!(addresses_of(&with(&["10.64.0.0/26"])), 61);
+        assert_eq!(addresses_of(&with(&["10.64.0.0/26", "10.64.1.0/26"])), 123);
+        assert_eq!(addresses_of(&with(&[])), 0);
+        assert_eq!(addresses_of(&with(&["10.64.0.0/31", "10.64.0.8/32"])), 0);
+        assert_eq!(addresses_of(&with(&["fd00::/48"])), u64::MAX - 3);
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod routing;
 pub mod rules;
 pub mod service;
 pub mod time;
+pub mod version;
 
 pub use alloc::{
     AllocUpdate, AllocatedPort, Allocation, CheckState, ClientStatus, DesiredStatus, Health, TaskEvent, TaskPhase,

@@ -4,6 +4,7 @@ use crate::command::Role;
 use crate::eval::EvalStatus;
 use crate::ids::{AllocId, Epoch, EvalId, Index, JobId, NodeId, ServerId};
 use std::fmt;
+use std::net::IpAddr;
 
 /// The command took effect.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -54,6 +55,10 @@ pub enum Refusal {
     /// Another live node or server holds the name.
     NameTaken {
         name: String,
+    },
+    /// Another node that is not down has the address: packets for one would reach the other.
+    AddressTaken {
+        address: IpAddr,
     },
     NameInvalid {
         name: String,
@@ -129,6 +134,13 @@ impl fmt::Display for Refusal {
                 write!(
                     f,
                     "the name {name:?} is taken by a live member; choose another with `--name` or stop that member"
+                )
+            }
+            Refusal::AddressTaken { address } => {
+                write!(
+                    f,
+                    "the address {address} is taken by a live node; give this one its own with `--address` or stop that \
+                     node"
                 )
             }
             Refusal::NameInvalid { name } => {

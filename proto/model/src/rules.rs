@@ -1,7 +1,10 @@
 //! What single values of a job may be. Job files and JSON are read by different code with different ways to point at a
 //! mistake; both ask here, and the answer is the sentence a user reads.
 
-use crate::job::{RestartPolicy, TaskGroup};
+use crate::job::{Operator, RestartPolicy, TaskGroup};
+use crate::version;
+use regex::{Regex, RegexBuilder};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub const NAME_BYTES_MAX: usize = 128;
@@ -85,6 +88,44 @@ pub fn restart(policy: &RestartPolicy) -> Rule {
     Ok(())
 }
 
+/// A pattern is the user's, so its compiled form is bounded; matching takes linear time whatever it is.
+const REGEX_SIZE_MAX: usize = 1 << 20;
+
+pub fn regex(pattern: &str) -> Result<Regex, String> {
+    let built = RegexBuilder::new(pattern).size_limit(REGEX_SIZE_MAX).dfa_size_limit(REGEX_SIZE_MAX).build();
+    built.map_err(|error| {
+        // The error draws the pattern over several lines and says what is wrong in the last.
+        let text = error.to_string();
+        let reason = text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        format!("`{pattern}` is not a regular expression: {reason}")
+    })
+}
+
+/// What a constraint compares with, unless only the node can fill it in.
+pub fn constraint(operator: Operator, value: &str) -> Rule {
+    let version = |rules, example: &str| match version::is_constraint(value, rules) {
+        true => Ok(()),
+        false => Err(format!("`{value}` is not a version constraint; write for example \"{example}\"")),
+    };
+    match operator {
+        _ if value.contains("${") => Ok(()),
+        Operator::Regexp => regex(value).map(drop),
+        Operator::Version => version(version::Rules::Lenient, ">= 1.2, < 2"),
+        Operator::Semver => version(version::Rules::Semver, ">= 1.2.0, < 2.0.0"),
+        _ => Ok(()),
+    }
+}
+
+/// A service's meta `vip_port`: where clients dial its VIP.
+pub fn vip_port(meta: &BTreeMap<String, String>) -> Rule {
+    match meta.get("vip_port") {
+        Some(text) if !matches!(text.parse::<u16>(), Ok(1..)) => {
+            Err(format!("vip_port: `{text}` is not a port; write a number from 1 to 65535"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// What services may not hold: values that only the node could fill in.
 pub fn no_interpolation(text: &str) -> Rule {
     if text.contains("${") {
@@ -122,4 +163,35 @@ pub fn alloc_total(groups: &[TaskGroup]) -> Rule {
         return Err(format!("the counts add up to {total}; a job may have {ALLOCS_PER_JOB_MAX} allocations"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_never_match_is_no_constraint() {
+        let check = |operator, value: &str, reason: Option<&str>| match (constraint(operator, value), reason) {
+            (Ok(()), None) => {}
+            (Err(found), Some(reason)) => assert!(found.contains(reason) && found.contains(value), "{found}"),
+            (found, _) => panic!("{value}: {found:?}"),
+        };
+        check(Operator::Regexp, "^a+$", None);
+        check(Operator::Regexp, "a(", Some("unclosed group"));
+        check(Operator::Regexp, "${meta.pattern}(", None);
+        check(Operator::Regexp, "(a{1000}){1000}", Some("not a regular expression"));
+        check(Operator::Version, ">= 1.2", None);
+        check(Operator::Version, "newest", Some("not a version constraint"));
+        check(Operator::Semver, ">= 1.2", Some("not a version constraint"));
+        check(Operator::Equal, "a(", None);
+    }
+
+    #[test]
+    fn a_vip_port_is_a_port() {
+        let meta = |port: &str| BTreeMap::from([("vip_port".to_owned(), port.to_owned())]);
+        assert!(vip_port(&BTreeMap::new()).is_ok() && vip_port(&meta("80")).is_ok());
+        for wrong in ["", "0", "http", "65536", "-1", "8 0"] {
+            assert!(vip_port(&meta(wrong)).is_err(), "{wrong}");
+        }
+    }
 }

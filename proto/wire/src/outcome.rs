@@ -1,6 +1,6 @@
 //! What applying a command answered, as bytes: Raft's response, and what a server tells the one that forwarded a proposal.
 
-use crate::convert::{At, ConvertError, Result, ToModel, ToPb, enumeration, number, present, to_uuid, uuid};
+use crate::convert::{At, ConvertError, Result, ToModel, ToPb, enumeration, ip, number, present, to_ip, to_uuid, uuid};
 use crate::pb;
 use crate::pb::refusal::Refusal as Pb;
 use model::outcome::{Applied, Refusal};
@@ -71,6 +71,7 @@ impl ToPb<Pb> for Refusal {
             Refusal::TokenExists => Pb::TokenExists(pb::Nothing {}),
             Refusal::TooManyTokens { max } => Pb::TooManyTokens(*max),
             Refusal::NameTaken { name } => Pb::NameTaken(name.clone()),
+            Refusal::AddressTaken { address } => Pb::AddressTaken(to_ip(*address)),
             Refusal::NameInvalid { name } => Pb::NameInvalid(name.clone()),
             Refusal::NodeUnknown { id } => Pb::NodeUnknown(to_uuid(id.0)),
             Refusal::EpochNotNewer { known, got } => Pb::EpochNotNewer(to_epochs(*known, *got)),
@@ -112,6 +113,7 @@ impl ToModel<Refusal> for Pb {
             Pb::TokenExists(_) => Refusal::TokenExists,
             Pb::TooManyTokens(max) => Refusal::TooManyTokens { max: number(max, "too_many_tokens")? },
             Pb::NameTaken(name) => Refusal::NameTaken { name },
+            Pb::AddressTaken(address) => Refusal::AddressTaken { address: ip(&address, "address_taken")? },
             Pb::NameInvalid(name) => Refusal::NameInvalid { name },
             Pb::NodeUnknown(id) => Refusal::NodeUnknown { id: uuid(&id, "node_unknown")? },
             Pb::EpochNotNewer(pb::Epochs { known, got }) => {

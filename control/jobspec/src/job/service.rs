@@ -88,6 +88,14 @@ impl Reader<'_, '_, '_> {
         if let Some(Err(reason)) = meta.values().map(|value| rules::no_interpolation(value)).find(Result::is_err) {
             self.source.problem(&block.ident, format!("meta: {reason}"));
         }
+        if let Err(reason) = rules::vip_port(&meta) {
+            let written = section.all("meta").flat_map(|block| block.body.attributes());
+            let of_block = written.filter(|attribute| attribute.key.as_str() == "vip_port").map(|port| &port.value);
+            match of_block.last().or_else(|| section.get("meta")) {
+                Some(at) => self.source.problem(at, reason),
+                None => self.source.problem(&block.ident, reason),
+            }
+        }
         let port_label = self.port_label(section.get("port"), place);
         let checks: Vec<Check> =
             section.all("check").map(|check| self.check(check, &name, port_label.is_some(), place)).collect();

@@ -164,7 +164,7 @@ pub fn node(name: &str) -> Node {
         datacenter: "dc1".to_owned(),
         pool: "default".to_owned(),
         class: String::new(),
-        address: IpAddr::V4(Ipv4Addr::new(10, 77, 0, 11)),
+        address: IpAddr::V4(Ipv4Addr::from(0x0a4d_0000 | (number as u32 & 0xffff))),
         attributes: BTreeMap::from([("kernel.name".to_owned(), "linux".to_owned())]),
         meta: BTreeMap::new(),
         resources: NodeResources { cpu_mhz: 4000, memory_mb: 4096, disk_mb: 10_000 },

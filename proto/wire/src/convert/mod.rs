@@ -16,7 +16,7 @@ use std::fmt;
 use thiserror::Error;
 
 pub(crate) use alloc::{from_alloc_set, to_alloc_set};
-pub(crate) use scalar::{digest, port, socket_addr, span, to_digest, to_endpoint, to_span, to_uuid, uuid};
+pub(crate) use scalar::{digest, ip, port, socket_addr, span, to_digest, to_endpoint, to_ip, to_span, to_uuid, uuid};
 
 /// What a message held that the model cannot.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

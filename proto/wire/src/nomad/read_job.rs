@@ -417,6 +417,7 @@ impl Reader {
         if attribute.is_empty() && operator != Operator::DistinctHosts {
             self.problems.push(JobProblem::Missing { path: format!("{path}.LTarget") });
         }
+        self.rule(&format!("{path}.RTarget"), rules::constraint(operator, &value));
         Some(ModelConstraint { attribute, operator, value })
     }
 
@@ -540,6 +541,7 @@ impl Reader {
         for (what, text) in tags.iter().map(|tag| ("Tags", tag)).chain(meta.values().map(|value| ("Meta", value))) {
             self.rule(&format!("{path}.{what}"), rules::no_interpolation(text));
         }
+        self.rule(&format!("{path}.Meta"), rules::vip_port(&meta));
         let port_label = self.label(service.port_label, scope, &format!("{path}.PortLabel"));
         let has_port = port_label.is_some();
         let read = |(at, check)| self.check(check, scope, (&name, has_port), &format!("{path}.Checks[{at}]"));

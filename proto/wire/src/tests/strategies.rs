@@ -456,6 +456,7 @@ pub(super) fn outcome() -> impl Strategy<Value = Outcome> {
         role().prop_map(|asked| Refusal::TokenRole { asked }),
         any::<u32>().prop_map(|max| Refusal::TooManyTokens { max }),
         text().prop_map(|name| Refusal::NameTaken { name }),
+        any::<IpAddr>().prop_map(|address| Refusal::AddressTaken { address }),
         text().prop_map(|name| Refusal::NameInvalid { name }),
         uuid().prop_map(|id| Refusal::NodeUnknown { id: NodeId(id) }),
         any::<(u64, u64)>().prop_map(|(known, got)| Refusal::EpochNotNewer { known: Epoch(known), got: Epoch(got) }),

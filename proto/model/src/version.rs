@@ -7,7 +7,7 @@ use semver::Prerelease;
 use std::cmp::Ordering;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Rules {
+pub enum Rules {
     Lenient,
     Semver,
 }
@@ -19,9 +19,19 @@ struct Version {
 }
 
 /// Whether `version` meets every part of `constraint`; anything unreadable does not.
-pub(crate) fn matches(version: &str, constraint: &str, rules: Rules) -> bool {
+pub fn matches(version: &str, constraint: &str, rules: Rules) -> bool {
     let Some(version) = Version::parse(version, rules) else { return false };
     constraint.split(',').all(|part| version.meets(part.trim(), rules).unwrap_or(false))
+}
+
+/// Whether every part of `constraint` can be read; what cannot would match nothing.
+pub fn is_constraint(constraint: &str, rules: Rules) -> bool {
+    constraint.split(',').all(|part| {
+        let (operator, text) = split_operator(part.trim());
+        let known = matches!(operator, "" | "=" | "!=" | ">" | "<" | ">=" | "<=")
+            || (operator == "~>" && rules == Rules::Lenient);
+        known && Version::parse(text, rules).is_some()
+    })
 }
 
 impl Version {
@@ -137,6 +147,10 @@ mod tests {
         for text in ["", "x", "1..2", "-", ">", "99999999999999999999"] {
             check(text, ">= 0", false, false);
             check("1.2.3", text, false, false);
+            assert!(!is_constraint(text, Rules::Lenient) && !is_constraint(text, Rules::Semver), "{text}");
         }
+        assert!(is_constraint(">= 1.2, < 2", Rules::Lenient) && !is_constraint(">= 1.2, < 2", Rules::Semver));
+        assert!(is_constraint("~> 1.2.3", Rules::Lenient) && !is_constraint("~> 1.2.3", Rules::Semver));
+        assert!(is_constraint(">= 1.2.3-rc1", Rules::Semver) && !is_constraint("=> 1.2.3", Rules::Lenient));
     }
 }
