@@ -279,6 +279,10 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+fn to_json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec_pretty(value).expect("plain structs with string keys")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -302,8 +306,4 @@ mod tests {
         let error = Disk { root: file.join("s2") }.try_out().err().expect("a file holds no directory");
         assert!(error.to_string().contains("data_dir"), "{error}");
     }
-}
-
-fn to_json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec_pretty(value).expect("plain structs with string keys")
 }

@@ -13,7 +13,7 @@ fn sizes_are_what_the_cost_table_was_measured_with() {
     assert_eq!(size_of::<VipValue>(), 8);
     assert_eq!(size_of::<Backend>(), 16);
     assert_eq!(size_of::<Bucket>(), 64);
-    assert!(maps::BACKENDS_MAX <= 1 << 16, "a way holds 16 bits of a backend's id");
+    const { assert!(maps::BACKENDS_MAX <= 1 << 16, "a way holds 16 bits of a backend's id") };
     assert!(maps::ALIAS_HINTS_MAX.is_power_of_two() && maps::NEAR_ENDPOINTS_MAX == 256);
     assert_eq!(size_of::<FlowKey>(), 16);
 }

@@ -171,7 +171,7 @@ fn tunnel_ports_are_ephemeral() {
 /// A SYN with these options.
 fn syn(options: &[u8]) -> Vec<u8> {
     let mut f = tcp_frame(TCP_SYN, options);
-    f[46] = ((20 + options.len()) / 4 << 4) as u8;
+    f[46] = (((20 + options.len()) / 4) << 4) as u8;
     set_checksums(&mut f);
     f
 }
