@@ -179,7 +179,8 @@ fn what_would_never_match_or_never_be_dialled_is_refused() {
         &around("constraint {\nattribute = \"${attr.x}\"\noperator = \"version\"\nvalue = \"newest\"\n}", ""),
         &["6:9: `newest` is not a version constraint; write for example \">= 1.2, < 2\""],
     );
-    let service = |meta: &str| around(&format!("network {{\nport \"p\" {{}}\n}}\nservice {{\nport = \"p\"\n{meta}\n}}"), "");
+    let service =
+        |meta: &str| around(&format!("network {{\nport \"p\" {{}}\n}}\nservice {{\nport = \"p\"\n{meta}\n}}"), "");
     let reason = "vip_port: `http` is not a port; write a number from 1 to 65535";
     check(&service("meta {\nvip_port = \"http\"\n}"), &[&format!("9:12: {reason}")]);
     check(&service("meta = { vip_port = \"http\" }"), &[&format!("8:8: {reason}")]);

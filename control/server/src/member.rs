@@ -298,3 +298,26 @@ fn is_repeatable(command: &Command) -> bool {
 pub(crate) fn shown_index(index: Index) -> u64 {
     index.0.max(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sessions::new_eval;
+    use model::{CatalogImage, EvalTrigger, JobId, JoinToken, Role, Timestamp};
+
+    /// What a repeated command leaves behind, so that its refusal is not taken for the answer to the first try.
+    #[test]
+    fn what_took_effect_is_found_again() {
+        let token =
+            |n: u8| JoinToken { digest: [n; 32], role: Role::Agent, uses_left: 1, expires_at: Timestamp::NEVER };
+        let job_id = JobId("gone".to_owned());
+        let eval = new_eval(job_id.clone(), 50, EvalTrigger::JobDeregister);
+        let purge = |eval| Command::DeregisterJob { job_id: job_id.clone(), purge: true, eval };
+        let image = CatalogImage { tokens: vec![token(1)], evals: vec![eval.clone()], ..CatalogImage::default() };
+        let catalog = Catalog::from_image(image);
+        assert!(trace_of(&catalog, &Command::CreateToken(token(1))).is_some());
+        assert!(trace_of(&catalog, &Command::CreateToken(token(2))).is_none());
+        assert!(trace_of(&catalog, &purge(eval)).is_some());
+        assert!(trace_of(&catalog, &purge(new_eval(job_id.clone(), 50, EvalTrigger::JobDeregister))).is_none());
+    }
+}

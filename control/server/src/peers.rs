@@ -106,7 +106,9 @@ impl RaftTransport {
         if !self.told_too_large.swap(true, Ordering::Relaxed) {
             let limit = RPC_MESSAGE_BYTES_MAX;
             tracing::error!(
-                to, bytes, limit,
+                to,
+                bytes,
+                limit,
                 "a message of the log is too large for another server, which cannot catch up; the cluster's state has \
                  outgrown what one message carries: stop jobs and purge old ones"
             );

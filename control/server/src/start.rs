@@ -16,8 +16,8 @@ use anyhow::{Context, bail};
 use consensus::Raft;
 use identity::{CertificateAuthority, Credentials, KeyAndRequest, LiveCredentials, SealKey, Subject, Token};
 use ipnet::IpNet;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use model::{Command, JoinToken, Refusal, Role, ServerId, ServerRecord, Timestamp};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -167,8 +167,8 @@ impl Server {
 
 /// Shells start processes with 1024 open files at most; every agent and every blocking query holds one.
 fn raise_file_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }

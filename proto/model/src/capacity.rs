@@ -194,7 +194,8 @@ mod tests {
 
     #[test]
     fn a_block_has_an_address_for_every_host_but_the_node() {
-        let with = |blocks: &[&str]| Node { blocks: blocks.iter().map(|block| block.parse().unwrap()).collect(), ..node() };
+        let with =
+            |blocks: &[&str]| Node { blocks: blocks.iter().map(|block| block.parse().unwrap()).collect(), ..node() };
         assert_eq!(addresses_of(&with(&["10.64.0.0/26"])), 61);
         assert_eq!(addresses_of(&with(&["10.64.0.0/26", "10.64.1.0/26"])), 123);
         assert_eq!(addresses_of(&with(&[])), 0);
