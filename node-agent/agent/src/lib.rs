@@ -156,8 +156,8 @@ impl Agent {
 /// Shells start processes with 1024 open files at most, which a node's tasks, logs and connections soon need.
 fn raise_file_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
@@ -173,6 +173,7 @@ fn net_config(config: &AgentConfig, node_id: NodeId) -> NetConfig {
         pin_root: config.pin_root.clone(),
         dns_bind: Some(config.dns_bind),
         dns_domain: config.dns_domain.clone(),
+        binds: config.http_bind.into_iter().collect(),
     }
 }
 

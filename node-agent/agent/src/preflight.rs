@@ -3,7 +3,7 @@
 use crate::config::AgentConfig;
 use crate::datadir::{DataDir, DataDirError};
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 
 /// tcx links, which the data path hangs on.
@@ -29,6 +29,18 @@ pub enum PreflightError {
     NotIpv4(std::net::IpAddr),
     #[error("uplink: there is no interface `{0}` here; `ip link` lists them")]
     NoInterface(String),
+    #[error(
+        "uplink: `{0}` is no Ethernet, which tunnels and clients come in by; name the one that other nodes are behind"
+    )]
+    NotEthernet(String),
+    #[error(
+        "address: {address} is not an address of the uplink `{uplink}`; `ip addr` lists those, give one with --advertise"
+    )]
+    NotOfUplink { address: std::net::IpAddr, uplink: String },
+    #[error("no cgroup2 hierarchy is mounted; mount one with `mount -t cgroup2 cgroup2 /sys/fs/cgroup`")]
+    NoCgroup2,
+    #[error(transparent)]
+    Datapath(#[from] kernel::PreflightError),
     #[error("pin_root: {0} is not on a bpffs; mount one: mount -t bpf bpf /sys/fs/bpf")]
     NoBpffs(PathBuf),
     #[error(
@@ -79,7 +91,32 @@ fn check_machine(config: &AgentConfig) -> Result<(), PreflightError> {
         return Err(PreflightError::NoSupervisor(config.supervisor.clone()));
     }
     check_bpffs(&config.pin_root)?;
+    config.uplink.as_deref().map_or(Ok(()), |uplink| check_uplink(uplink, config.address))?;
+    check_datapath(config)?;
     check_addresses(config)
+}
+
+fn check_uplink(name: &str, address: IpAddr) -> Result<(), PreflightError> {
+    let all = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let own: Vec<_> = all.filter(|entry| entry.interface_name == name).filter_map(|entry| entry.address).collect();
+    if nix::net::if_::if_nametoindex(name).is_err() {
+        return Err(PreflightError::NoInterface(name.to_owned()));
+    }
+    if !own.iter().filter_map(|found| found.as_link_addr()?.addr()).any(|mac| mac != [0; 6]) {
+        return Err(PreflightError::NotEthernet(name.to_owned()));
+    }
+    if !own.iter().filter_map(|found| found.as_sockaddr_in()).any(|found| IpAddr::V4(found.ip()) == address) {
+        return Err(PreflightError::NotOfUplink { address, uplink: name.to_owned() });
+    }
+    Ok(())
+}
+
+/// What attaching checks again, once the node has an id.
+fn check_datapath(config: &AgentConfig) -> Result<(), PreflightError> {
+    let node_id = "unknown".to_owned();
+    let (pin_root, uplink) = (config.pin_root.clone(), config.uplink.clone());
+    let cgroup_root = crate::net::cgroup2_root().ok_or(PreflightError::NoCgroup2)?;
+    Ok(kernel::Datapath::preflight(&kernel::Config { pin_root, node_id, uplink, cgroup_root })?)
 }
 
 fn check_kernel() -> Result<(), PreflightError> {
@@ -106,14 +143,12 @@ fn check_bpffs(pin_root: &Path) -> Result<(), PreflightError> {
 fn check_addresses(config: &AgentConfig) -> Result<(), PreflightError> {
     let address = config.address;
     UdpSocket::bind((address, 0)).map_err(|source| PreflightError::ForeignAddress { address, source })?;
-    if let Some(uplink) = &config.uplink {
-        nix::net::if_::if_nametoindex(uplink.as_str()).map_err(|_| PreflightError::NoInterface(uplink.clone()))?;
-    }
     let taken = |key, address| move |source| PreflightError::PortTaken { key, address, source };
     if let Some(http_bind) = config.http_bind {
         TcpListener::bind(http_bind).map_err(taken("http_bind", http_bind))?;
     }
     UdpSocket::bind(config.dns_bind).map_err(taken("dns_bind", config.dns_bind))?;
+    TcpListener::bind(config.dns_bind).map_err(taken("dns_bind", config.dns_bind))?;
     Ok(())
 }
 
@@ -152,7 +187,9 @@ mod tests {
         let address = taken.local_addr().unwrap();
         assert!(refusal(|config| config.http_bind = Some(address)).starts_with("http_bind: "));
         assert!(refusal(|config| config.http_bind = Some(([0, 0, 0, 0], 4646).into())).contains("loopback only"));
+        assert!(refusal(|config| config.dns_bind = address).starts_with("dns_bind: "), "taken on TCP alone");
         assert!(refusal(|config| config.uplink = Some("nosuch0".to_owned())).contains("`nosuch0`"));
+        assert!(refusal(|config| config.uplink = Some("lo".to_owned())).contains("no Ethernet"));
         assert!(refusal(|config| config.address = [192, 0, 2, 1].into()).starts_with("address: "));
         assert!(refusal(|config| config.pin_root = "/tmp/pins".into()).starts_with("pin_root: "));
         assert!(refusal(|config| config.token = None).starts_with("token: "));

@@ -20,7 +20,10 @@ pub enum RouteProblemKind {
     Tag { tag: Excerpt, problem: TagProblem },
     #[error("port {port} of every node already belongs to service `{holder}`; choose another port")]
     PortTaken { port: u16, holder: String },
-    #[error("port {port} is used by the node itself; choose another port")]
+    #[error(
+        "port {port} is the node's own: it listens there, or its connections leave from it (net.ipv4.ip_local_port_range); \
+         choose another port"
+    )]
     PortReserved { port: u16 },
     #[error(
         "port {port} is also the host port of allocation {alloc_id} here; the route stands, the host port does not"

@@ -2,11 +2,11 @@
 //! already, so that attaching again completes what a crash left half done.
 
 use crate::error::{Error, is_errno, unless_exists};
-use crate::{Mac, Network, link_mac, link_name, ns, open_handle};
+use crate::{Mac, Network, link_alias, link_mac, link_name, ns, open_handle};
 use futures::TryStreamExt;
 use model::AllocId;
 use nix::errno::Errno;
-use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkMessage};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteScope};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use std::collections::BTreeMap;
@@ -44,6 +44,8 @@ pub struct Attached {
 pub struct Leftover {
     /// The first eight digits of the allocation's id.
     pub alloc: String,
+    /// The whole id, which the link carries as its alias.
+    pub owner: Option<AllocId>,
     pub netns: Option<PathBuf>,
     /// Name and index of the veth's host side.
     pub link: Option<(String, u32)>,
@@ -59,6 +61,7 @@ impl Network {
         ns::make(&netns)?;
         let name = self.link_name(wanted.alloc_id);
         let link = self.make_veth(&name, &netns, wanted.mtu).await?;
+        self.claim(&name, &link, wanted.alloc_id).await?;
         let host_mac = link_mac(&link).unwrap_or_default();
         let inner = Inner { address, gateway, gateway_mac: host_mac, mtu: wanted.mtu };
         let mac = visit_inner(&netns, inner).await?;
@@ -89,8 +92,9 @@ impl Network {
             found.insert(alloc, leftover);
         }
         let addresses = self.host_routes().await?;
-        for (alloc, name, ifindex) in self.links().await? {
+        for (alloc, owner, name, ifindex) in self.links().await? {
             let leftover = found.entry(alloc.clone()).or_insert_with(|| Leftover { alloc, ..Leftover::default() });
+            leftover.owner = owner;
             leftover.address = addresses.get(&ifindex).copied();
             leftover.link = Some((name, ifindex));
         }
@@ -121,6 +125,20 @@ impl Network {
         self.find_link(name).await?.ok_or_else(|| Error::NoInterface(name.to_owned()))
     }
 
+    /// Names are short and may be another allocation's; the alias is the whole id.
+    async fn claim(&self, name: &str, link: &LinkMessage, alloc_id: AllocId) -> Result<(), Error> {
+        let id = alloc_id.to_string();
+        match link_alias(link) {
+            Some(holder) if holder == id => Ok(()),
+            Some(holder) => Err(Error::Occupied { link: name.to_owned(), holder: holder.to_owned() }),
+            None => {
+                let alias = LinkUnspec::new_with_index(link.header.index);
+                let alias = alias.append_extra_attribute(LinkAttribute::IfAlias(id)).build();
+                self.handle.link().set(alias).execute().await.map_err(Error::netlink(format!("mark {name}")))
+            }
+        }
+    }
+
     async fn set_up_host_side(
         &self,
         name: &str,
@@ -130,6 +148,7 @@ impl Network {
         mtu: u32,
     ) -> Result<(), Error> {
         crate::node::quiet_ipv6(name);
+        crate::node::forward_from(name)?;
         let up = LinkUnspec::new_with_index(ifindex).mtu(mtu).up().build();
         self.handle.link().set(up).execute().await.map_err(Error::netlink(format!("set {name} up")))?;
         let route = RouteMessageBuilder::<Ipv4Addr>::new()
@@ -165,14 +184,15 @@ impl Network {
         ours.collect()
     }
 
-    async fn links(&self) -> Result<Vec<(String, String, u32)>, Error> {
+    async fn links(&self) -> Result<Vec<(String, Option<AllocId>, String, u32)>, Error> {
         let prefix = self.link_prefix();
         let links: Vec<LinkMessage> =
             self.handle.link().get().execute().try_collect().await.map_err(Error::netlink("list the interfaces"))?;
         let ours = links.iter().filter_map(|link| {
             let name = link_name(link)?;
             let alloc = name.strip_prefix(&prefix).filter(|alloc| alloc.len() == 8)?;
-            Some((alloc.to_owned(), name.to_owned(), link.header.index))
+            let owner = link_alias(link).and_then(|alias| alias.parse().ok());
+            Some((alloc.to_owned(), owner, name.to_owned(), link.header.index))
         });
         Ok(ours.collect())
     }

@@ -43,6 +43,10 @@ pub enum Error {
     NoInterface(String),
     #[error("interface {0} has no Ethernet address, which tunnels need; name another uplink with --uplink")]
     NotEthernet(String),
+    #[error(
+        "{link} belongs to allocation {holder}, whose id begins alike; stop one of the two, and the other gets a new id"
+    )]
+    Occupied { link: String, holder: String },
     #[error("no route to {0}")]
     NoRoute(IpAddr),
     #[error("{0} is IPv6, which is not built yet")]

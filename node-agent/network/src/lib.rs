@@ -92,6 +92,13 @@ fn link_name(link: &LinkMessage) -> Option<&str> {
     })
 }
 
+fn link_alias(link: &LinkMessage) -> Option<&str> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfAlias(alias) => Some(alias.as_str()).filter(|alias| !alias.is_empty()),
+        _ => None,
+    })
+}
+
 fn link_mtu(link: &LinkMessage) -> Option<u32> {
     link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Mtu(mtu) => Some(*mtu),

@@ -8,7 +8,7 @@
 
 use crate::attach::{output_interface, v4};
 use crate::error::Error;
-use crate::node::{quiet_ipv6, sysctl};
+use crate::node::{forward_from, quiet_ipv6, sysctl};
 use crate::{Network, unless_exists};
 use futures::TryStreamExt;
 use ipnet::{IpNet, Ipv4Net};
@@ -79,6 +79,7 @@ impl Network {
     async fn set_up_end(&self, name: &str, mtu: u32) -> Result<u32, Error> {
         let link = self.find_link(name).await?.ok_or_else(|| Error::NoInterface(name.to_owned()))?;
         quiet_ipv6(name);
+        forward_from(name)?;
         let up = LinkUnspec::new_with_index(link.header.index).mtu(mtu).arp(false).up().build();
         self.handle.link().set(up).execute().await.map_err(Error::netlink(format!("set {name} up")))?;
         Ok(link.header.index)

@@ -41,14 +41,19 @@ impl Network {
 
     /// Has the kernel resolve the neighbour now and keep it fresh (5.16 and later; before, once).
     pub async fn resolve(&self, hop: NextHop) -> Result<(), Error> {
-        let add = || self.handle.neighbours().add(hop.ifindex, hop.address).state(NeighbourState::None).replace();
-        let mut managed = add();
+        let mut managed = self.handle.neighbours().add(hop.ifindex, hop.address).state(NeighbourState::None).replace();
         managed.message_mut().attributes.push(NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed));
         match managed.execute().await {
             Ok(()) => Ok(()),
-            Err(_) => add().flags(NeighbourFlags::Use).execute().await,
+            Err(_) => self.resolve_once(hop).await,
         }
-        .map_err(Error::netlink(format!("resolve the neighbour {}", hop.address)))
+    }
+
+    /// Has the kernel resolve the neighbour as if it had a packet for it, and forget it as it forgets any other.
+    pub async fn resolve_once(&self, hop: NextHop) -> Result<(), Error> {
+        let add = self.handle.neighbours().add(hop.ifindex, hop.address).state(NeighbourState::None).replace();
+        let asked = add.flags(NeighbourFlags::Use).execute().await;
+        asked.map_err(Error::netlink(format!("resolve the neighbour {}", hop.address)))
     }
 
     /// Every neighbour whose link-layer address is known.
@@ -68,16 +73,22 @@ impl Network {
 }
 
 impl NeighbourWatch {
-    /// Waits for a change of any neighbour; `false` when the kernel will tell no more.
+    /// Waits for a change of any neighbour, and takes all that are there as one; `false` when the kernel will tell no more.
     pub async fn changed(&mut self) -> bool {
         while let Some((message, _)) = self.messages.next().await {
-            use RouteNetlinkMessage::{DelNeighbour, NewNeighbour};
-            if matches!(message.payload, NetlinkPayload::InnerMessage(NewNeighbour(_) | DelNeighbour(_))) {
+            if is_change(&message.payload) {
+                while self.messages.try_recv().is_ok() {}
                 return true;
             }
         }
         false
     }
+}
+
+/// What the kernel could not tell for want of room may have been one.
+fn is_change(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
+    use RouteNetlinkMessage::{DelNeighbour, NewNeighbour};
+    matches!(payload, NetlinkPayload::InnerMessage(NewNeighbour(_) | DelNeighbour(_)) | NetlinkPayload::Overrun(_))
 }
 
 fn next_hop_of(route: &RouteMessage, address: IpAddr) -> Option<NextHop> {

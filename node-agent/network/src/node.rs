@@ -22,9 +22,10 @@ pub struct Uplink {
 const LOOPBACK: u32 = 1;
 
 impl Network {
-    /// Lets the node forward between its allocations and the wire.
-    pub async fn enable_forwarding(&self) -> Result<(), Error> {
-        sysctl("/proc/sys/net/ipv4/ip_forward", "1")
+    /// Lets what comes in by the uplink go on to allocations and clients. Allocations' own links are opened as they are made,
+    /// and no other interface is: the rest of the machine becomes no router.
+    pub fn forward_from_uplink(&self, uplink: &Uplink) -> Result<(), Error> {
+        forward_from(&uplink.name)
     }
 
     /// Puts the node's mesh address on `lo`, where allocations find their resolver.
@@ -79,6 +80,11 @@ impl Network {
 pub(crate) async fn set_loopback_up(handle: &Handle) -> Result<(), Error> {
     let up = LinkUnspec::new_with_index(LOOPBACK).up().build();
     handle.link().set(up).execute().await.map_err(Error::netlink("set lo up"))
+}
+
+/// The kernel asks the interface that a packet comes in by whether to forward it.
+pub(crate) fn forward_from(link: &str) -> Result<(), Error> {
+    sysctl(&format!("/proc/sys/net/ipv4/conf/{link}/forwarding"), "1")
 }
 
 /// No link-local addresses and router solicitations on our veths. A kernel without IPv6 has nothing to quiet.

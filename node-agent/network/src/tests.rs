@@ -54,7 +54,6 @@ fn attachment(address: &str) -> Attachment {
 }
 
 async fn prepared(network: &Network) {
-    network.enable_forwarding().await.expect("forwarding");
     network.add_mesh_address(ip(MESH)).await.expect("the mesh address");
     network.add_mesh_address(ip(MESH)).await.expect("the mesh address, again");
 }
@@ -95,6 +94,24 @@ fn attaching_again_adopts_what_exists() {
             (Some(wanted.address), Some((first.link.clone(), first.ifindex)))
         );
         network.detach(wanted.alloc_id).await.expect("detaches");
+    });
+}
+
+#[test]
+fn an_allocation_whose_id_begins_alike_is_refused_and_nothing_else_forwards() {
+    in_fresh_namespace(|network| async move {
+        prepared(&network).await;
+        let first = attachment("10.64.9.9");
+        let attached = network.attach(&first).await.expect("attaches");
+        let read =
+            |name: &str| fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/forwarding")).expect("reads");
+        assert_eq!([read(&attached.link).trim(), read("lo").trim()], ["1", "0"]);
+        let twin = AllocId::from_random(first.alloc_id.0.as_u128() ^ 1 << 8);
+        assert_eq!(twin.short(), first.alloc_id.short());
+        let refused = network.attach(&Attachment { alloc_id: twin, ..first.clone() }).await;
+        assert!(matches!(refused, Err(Error::Occupied { .. })), "{refused:?}");
+        assert_eq!(network.list().await.expect("lists")[&twin.short()].owner, Some(first.alloc_id));
+        network.detach(first.alloc_id).await.expect("detaches");
     });
 }
 
@@ -149,7 +166,8 @@ fn neighbours_are_resolved_and_changes_are_heard_of() {
         assert_eq!(hop, NextHop { ifindex: attached.ifindex, address: wanted.address });
         let mut watch = network.watch_neighbours().expect("a watch");
         assert_eq!(network.neighbours().await.expect("lists").get(&hop), Some(&attached.mac));
-        network.resolve(hop).await.expect("asks for a resolution");
+        network.resolve_once(hop).await.expect("asks for a resolution");
+        network.resolve(hop).await.expect("asks for a lasting one");
         let change = tokio::time::timeout(std::time::Duration::from_secs(5), watch.changed()).await;
         assert!(change.expect("hears of it in time"));
         for _ in 0..100 {

@@ -102,16 +102,26 @@ fn agent_that_cannot_work_here_exits_before_it_changes_anything() -> Result<()> 
     let with = |words: &[&'static str]| [&base[..], words].concat();
     let pinned = ["--pin-root", &pins];
 
+    let u0 = "ip link add u0 type veth peer name u1; ip addr add 10.0.0.2/24 dev u0; ip link set u0 up";
+    ensure!(machine.command(&["sh", "-ec", u0]).status()?.success(), "no veth");
     let no_interface = [&with(&["--uplink", "eth7", "--advertise", "127.0.0.1"])[..], &pinned].concat();
     expect(&refusal(&machine, &no_interface)?, &["uplink", "eth7", "ip link"])?;
-    let no_bpffs = with(&["--uplink", "lo", "--pin-root", "/tmp/no-bpffs-here"]);
+    let loopback = [&with(&["--uplink", "lo"])[..], &pinned].concat();
+    expect(&refusal(&machine, &loopback)?, &["uplink", "`lo`", "no Ethernet"])?;
+    let foreign = [&with(&["--uplink", "u0", "--advertise", "127.0.0.1"])[..], &pinned].concat();
+    expect(&refusal(&machine, &foreign)?, &["address", "127.0.0.1", "`u0`"])?;
+    let no_bpffs = with(&["--uplink", "u0", "--pin-root", "/tmp/no-bpffs-here"]);
     expect(&refusal(&machine, &no_bpffs)?, &["pin_root", "mount -t bpf"])?;
-    let not_loopback = [&with(&["--uplink", "lo", "--http", "0.0.0.0:4646"])[..], &pinned].concat();
+    let not_loopback = [&with(&["--uplink", "u0", "--http", "0.0.0.0:4646"])[..], &pinned].concat();
     expect(&refusal(&machine, &not_loopback)?, &["http_bind", "loopback"])?;
     let _holder =
         machine.enter(|| std::net::TcpListener::bind("127.0.0.1:4646"))?.join().ok().flatten().context("thread")??;
-    let taken = [&with(&["--uplink", "lo"])[..], &pinned].concat();
+    let taken = [&with(&["--uplink", "u0"])[..], &pinned].concat();
     expect(&refusal(&machine, &taken)?, &["http_bind", "127.0.0.1:4646"])?;
+    let _dns =
+        machine.enter(|| std::net::TcpListener::bind("127.0.0.1:8600"))?.join().ok().flatten().context("thread")??;
+    let dns = [&with(&["--uplink", "u0", "--http", "127.0.0.1:5646"])[..], &pinned].concat();
+    expect(&refusal(&machine, &dns)?, &["dns_bind", "127.0.0.1:8600"])?;
 
     let binary = artifacts::binary();
     let unprivileged = ["setpriv", "--reuid", "65534", "--clear-groups", &binary];

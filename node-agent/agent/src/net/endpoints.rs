@@ -83,6 +83,7 @@ mod tests {
     fn leftover(address: [u8; 4], ifindex: u32) -> Leftover {
         Leftover {
             alloc: "aaaaaaaa".to_owned(),
+            owner: None,
             netns: Some("/run/netns/x".into()),
             link: Some(("mcxxxxaaaaaaaa".to_owned(), ifindex)),
             address: Some(IpAddr::from(address)),

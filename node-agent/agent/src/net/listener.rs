@@ -1,5 +1,7 @@
 //! The DNS sockets: UDP and TCP on one address, answered from the newest zone.
 //!
+//! They have a thread of their own: compiling rings and setting up veths must not hold up answers.
+//!
 //! A datagram costs microseconds and is answered in turn. TCP connections are bounded in number, by client, in time and in
 //! questions.
 
@@ -12,10 +14,11 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 
 const CONNECTIONS_MAX: usize = 256;
@@ -28,23 +31,63 @@ const DATAGRAM_MAX: usize = 4_096;
 /// The newest zone; none before the servers have told anything.
 pub type ZoneWatch = watch::Receiver<Option<Arc<Zone>>>;
 
-/// Serves until dropped.
+/// Serves until dropped; then the address is free again.
 #[derive(Debug)]
 pub struct Listener {
-    _tasks: JoinSet<()>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Listener {
-    pub async fn bind(address: SocketAddr, zone: ZoneWatch) -> Result<Self, NetError> {
+    /// In the calling thread's network namespace.
+    pub fn bind(address: SocketAddr, zone: ZoneWatch) -> Result<Self, NetError> {
         let failed = |source| NetError::DnsBind { address, source };
-        let udp = UdpSocket::bind(address).await.map_err(failed)?;
-        let address = udp.local_addr().map_err(failed)?;
-        let tcp = TcpListener::bind(address).await.map_err(failed)?;
+        let sockets = Sockets::bind(address).map_err(failed)?;
         let responder = Responder { zone, seeds: Arc::new(Seeds::default()) };
-        let mut tasks = JoinSet::new();
-        tasks.spawn(serve_udp(udp, responder.clone()));
-        tasks.spawn(serve_tcp(tcp, responder));
-        Ok(Self { _tasks: tasks })
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(NetError::Thread)?;
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("dns".to_owned());
+        let serve = move || runtime.block_on(serve(sockets, responder, stopped));
+        let thread = thread.spawn(serve).map_err(NetError::Thread)?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // It has no result, and a panic of it was printed.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Both transports on one port.
+struct Sockets {
+    udp: std::net::UdpSocket,
+    tcp: std::net::TcpListener,
+}
+
+impl Sockets {
+    fn bind(address: SocketAddr) -> io::Result<Self> {
+        let udp = std::net::UdpSocket::bind(address)?;
+        let tcp = std::net::TcpListener::bind(udp.local_addr()?)?;
+        udp.set_nonblocking(true)?;
+        tcp.set_nonblocking(true)?;
+        Ok(Self { udp, tcp })
+    }
+}
+
+async fn serve(sockets: Sockets, responder: Responder, stopped: oneshot::Receiver<()>) {
+    let sockets = UdpSocket::from_std(sockets.udp).and_then(|udp| Ok((udp, TcpListener::from_std(sockets.tcp)?)));
+    match sockets {
+        Ok((udp, tcp)) => tokio::select! {
+            () = serve_udp(udp, responder.clone()) => {}
+            () = serve_tcp(tcp, responder) => {}
+            _ = stopped => {}
+        },
+        Err(error) => tracing::error!(%error, "DNS does not serve; restart the agent"),
     }
 }
 

@@ -22,9 +22,11 @@ use crate::datapath::{DataPath, Place};
 use futures::future::BoxFuture;
 use model::{AllocId, AllocatedPort, NodeId, RoutingSnapshot};
 use stack::Command;
+pub(crate) use stack::cgroup2_root;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -33,8 +35,9 @@ use wire::routes::RouteReport;
 /// Commands that wait while the stack works; a sender beyond waits itself.
 const QUEUE_MAX: usize = 256;
 
-/// Ports that an operator reaches a node by; no service may take them away with a tag.
+/// Ports that an operator reaches a node by, and servers' default ones; no service may take them away with a tag.
 const RESERVED_PORTS: [u16; 4] = [22, 4646, 4647, 4648];
+const LOCAL_PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
 #[derive(Clone, Debug)]
 pub struct NetConfig {
@@ -48,6 +51,8 @@ pub struct NetConfig {
     pub pin_root: PathBuf,
     pub dns_bind: Option<SocketAddr>,
     pub dns_domain: String,
+    /// What else this agent listens on.
+    pub binds: Vec<SocketAddr>,
 }
 
 #[derive(Debug, Error)]
@@ -76,6 +81,8 @@ pub enum NetError {
     NoBlock,
     #[error("all addresses of this node's blocks are in use; stop an allocation or add a node")]
     AddressesExhausted,
+    #[error("the allocation's network was taken away while it was waited for")]
+    Withdrawn,
     #[error("the kernel's maps could not be written ({0}); the agent tries again")]
     Unpublished(String),
     #[error("the networking thread has ended; restart the agent")]
@@ -172,6 +179,15 @@ fn chain(error: &dyn std::error::Error) -> String {
         .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-fn reserved_ports() -> BTreeSet<u16> {
-    RESERVED_PORTS.into()
+/// The node's own: what it listens on, and what its connections to others leave from, whose answers a route would swallow.
+/// Must be called in the node's namespace.
+fn reserved_ports(config: &NetConfig) -> BTreeSet<u16> {
+    let binds = config.binds.iter().chain(&config.dns_bind).map(SocketAddr::port);
+    let range = std::fs::read_to_string(LOCAL_PORT_RANGE).ok().and_then(|text| parse_range(&text));
+    RESERVED_PORTS.into_iter().chain(binds).chain(range.into_iter().flatten()).collect()
+}
+
+fn parse_range(text: &str) -> Option<RangeInclusive<u16>> {
+    let mut numbers = text.split_whitespace().map(str::parse);
+    Some(numbers.next()?.ok()?..=numbers.next()?.ok()?)
 }

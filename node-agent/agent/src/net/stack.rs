@@ -31,6 +31,8 @@ const TICK: Duration = Duration::from_millis(250);
 const BLOCK_WAIT: Duration = Duration::from_secs(15);
 /// Numbers that came free are looked through this often, whatever else happens.
 const SWEEP: Duration = Duration::from_secs(60);
+/// Neighbours are read at once when one changes, but a burst of changes is read once more at the next tick.
+const REFRESH_APART: Duration = Duration::from_millis(50);
 /// Any address outside: its next hop is the default router, which clients are behind.
 const OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const OWN_NETNS: &str = "/proc/thread-self/ns/net";
@@ -81,6 +83,10 @@ struct Stack {
     /// The next hop towards each node, and those that packets were dropped for.
     hops: BTreeMap<IpAddr, NextHop>,
     neighbours: BTreeMap<NextHop, Mac>,
+    refreshed: Instant,
+    /// Something changed since they were read.
+    stale: bool,
+    reserved_ports: BTreeSet<u16>,
     indices: Indices,
     compilation: Option<Compilation>,
     zone: watch::Sender<Option<Arc<Zone>>>,
@@ -107,8 +113,14 @@ impl Stack {
         check_domain(&config)?;
         let network = Network::open(config.node_id)?;
         let uplink = find_uplink(&network, &config).await?;
-        network.enable_forwarding().await?;
-        let mut datapath = Datapath::attach(&kernel_config(&config)?)?;
+        let kernel_config = kernel_config(&config)?;
+        Datapath::preflight(&kernel_config).map_err(kernel::KernelError::from)?;
+        // The last that may be refused: from here on the machine changes.
+        let dns_extra = config.dns_bind.map(|address| Listener::bind(address, zones)).transpose()?;
+        if let Some(uplink) = &uplink {
+            network.forward_from_uplink(uplink)?;
+        }
+        let mut datapath = Datapath::attach(&kernel_config)?;
         datapath.allow_netns(kernel::netns_cookie(Path::new(OWN_NETNS))?)?;
         let mesh_link = match &uplink {
             Some(uplink) => Some(make_mesh_link(&network, &mut datapath, uplink).await?),
@@ -116,14 +128,11 @@ impl Stack {
         };
         let image = datapath.load_image()?;
         let allocs = endpoints::adopt(&network.list().await?, &image);
-        let dns_extra = match config.dns_bind {
-            Some(address) => Some(Listener::bind(address, zones).await?),
-            None => None,
-        };
         tracing::info!(adopted = allocs.len(), mode = ?datapath.uplink_mode(), "data path attached");
         let mut stack = Self {
             blocks: dataplane::own_blocks(&image),
             indices: Indices::adopt(image, now()),
+            reserved_ports: reserved_ports(&config),
             config,
             network,
             datapath,
@@ -135,6 +144,8 @@ impl Stack {
             routing: None,
             hops: BTreeMap::new(),
             neighbours: BTreeMap::new(),
+            refreshed: Instant::now(),
+            stale: false,
             compilation: None,
             zone,
             _dns_extra: dns_extra,
@@ -150,11 +161,7 @@ impl Stack {
     }
 
     async fn serve(mut self, mut queue: mpsc::Receiver<Command>) {
-        let mut watch = self
-            .network
-            .watch_neighbours()
-            .inspect_err(|error| tracing::warn!(error = chain(error), "no neighbour events"))
-            .ok();
+        let mut watch = self.watch_neighbours();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -163,8 +170,15 @@ impl Stack {
                     Some(command) => self.handle_all(command, &mut queue).await,
                     None => return,
                 },
-                heard = changed(&mut watch) => if heard { self.refresh_neighbours().await } else { watch = None },
-                _ = tick.tick() => self.on_tick().await,
+                heard = changed(&mut watch) => if heard { self.on_neighbours().await } else { watch = None },
+                _ = tick.tick() => {
+                    if watch.is_none() {
+                        // What was not heard meanwhile has to be read.
+                        watch = self.watch_neighbours();
+                        self.stale = true;
+                    }
+                    self.on_tick().await
+                }
             }
             self.publish_if_dirty();
         }
@@ -185,7 +199,7 @@ impl Stack {
                 self.on_create(Waiting { since: Instant::now(), id, ports, reply }).await
             }
             Command::Remove { id, reply } => {
-                let outcome = self.remove(&id.short()).await;
+                let outcome = self.remove(id).await;
                 answer(reply, outcome);
             }
             Command::Retain { ids, reply } => {
@@ -244,8 +258,18 @@ impl Stack {
         Ok(address)
     }
 
-    async fn remove(&mut self, short: &str) -> Result<(), NetError> {
+    async fn remove(&mut self, id: AllocId) -> Result<(), NetError> {
+        let (withdrawn, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|asked| asked.id == id);
+        self.waiting = waiting;
+        Vec::into_iter(withdrawn).for_each(|asked: Waiting| answer(asked.reply, Err(NetError::Withdrawn)));
+        let short = &id.short();
         let found = self.network.list().await?;
+        let known = self.allocs.get(short).and_then(|alloc| alloc.id);
+        let owner = known.or_else(|| found.get(short).and_then(|leftover| leftover.owner));
+        if owner.is_some_and(|owner| owner != id) {
+            // Another allocation's, whose id begins alike.
+            return Ok(());
+        }
         self.forget(short)?;
         self.publish_if_dirty();
         if let Some(leftover) = found.get(short) {
@@ -313,7 +337,7 @@ impl Stack {
     }
 
     async fn create_waiting(&mut self) {
-        for asked in std::mem::take(&mut self.waiting) {
+        for asked in std::mem::take(&mut self.waiting).into_iter().filter(|asked| !asked.reply.is_closed()) {
             self.on_create(asked).await;
         }
     }
@@ -334,7 +358,7 @@ impl Stack {
             self.mesh = Some(mesh);
         }
         if self.dns_mesh.is_none() {
-            self.dns_mesh = Some(Listener::bind(SocketAddr::new(mesh, 53), self.zone.subscribe()).await?);
+            self.dns_mesh = Some(Listener::bind(SocketAddr::new(mesh, 53), self.zone.subscribe())?);
         }
         Ok(())
     }
@@ -384,7 +408,37 @@ impl Stack {
         }
     }
 
+    /// A next hop that a packet was dropped for: a peer's is kept fresh, any other's only asked for.
+    async fn resolve_dropped(&mut self, address: IpAddr) {
+        if self.hops.contains_key(&address) {
+            return self.resolve(address).await;
+        }
+        let outcome = match self.network.next_hop(address).await {
+            // Asking for it would end its being kept.
+            Ok(hop) if self.hops.values().any(|kept| *kept == hop) => Ok(()),
+            Ok(hop) => self.network.resolve_once(hop).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = outcome {
+            tracing::debug!(%address, error = chain(&error), "next hop not resolved");
+        }
+    }
+
+    fn watch_neighbours(&self) -> Option<network::NeighbourWatch> {
+        let watch = self.network.watch_neighbours();
+        watch.inspect_err(|error| tracing::debug!(error = chain(error), "no neighbour events yet")).ok()
+    }
+
+    async fn on_neighbours(&mut self) {
+        if self.refreshed.elapsed() < REFRESH_APART {
+            self.stale = true;
+        } else {
+            self.refresh_neighbours().await;
+        }
+    }
+
     async fn refresh_neighbours(&mut self) {
+        (self.refreshed, self.stale) = (Instant::now(), false);
         match self.network.neighbours().await {
             Ok(neighbours) => {
                 self.dirty |= self.macs(&neighbours) != self.macs(&self.neighbours);
@@ -401,7 +455,7 @@ impl Stack {
 
     async fn on_tick(&mut self) {
         for address in self.datapath.take_unresolved() {
-            self.resolve(IpAddr::V4(address.into())).await;
+            self.resolve_dropped(IpAddr::V4(address.into())).await;
         }
         if self.mesh.is_some() && self.dns_mesh.is_none() {
             let retried = self.take_mesh_address().await;
@@ -411,6 +465,10 @@ impl Stack {
             self.swept = Instant::now();
             self.dirty |= self.routing.is_some();
             self.retry_hops().await;
+            self.stale = true;
+        }
+        if self.stale {
+            self.refresh_neighbours().await;
         }
         let (late, waiting) =
             std::mem::take(&mut self.waiting).into_iter().partition(|asked| asked.since.elapsed() > BLOCK_WAIT);
@@ -478,7 +536,7 @@ impl Stack {
             ifindex: uplink.ifindex,
             mac: uplink.mac,
             mtu: u16::try_from(uplink.mtu).unwrap_or(u16::MAX),
-            reserved_ports: reserved_ports(),
+            reserved_ports: self.reserved_ports.clone(),
         });
         Some(Snapshot {
             node_id: self.config.node_id,
@@ -553,7 +611,7 @@ fn kernel_config(config: &NetConfig) -> Result<kernel::Config, NetError> {
 }
 
 /// Wherever the distribution mounts it: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` beside version 1 hierarchies.
-fn cgroup2_root() -> Option<PathBuf> {
+pub fn cgroup2_root() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
     let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     fields.find_map(|fields| match fields[..] {

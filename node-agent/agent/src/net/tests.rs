@@ -86,6 +86,7 @@ impl Lab {
             pin_root: self.pins(),
             dns_bind: None,
             dns_domain: "cluster".to_owned(),
+            binds: Vec::new(),
         }
     }
 
@@ -299,6 +300,7 @@ async fn an_uplink_without_the_nodes_address_is_refused() {
         pin_root: "/sys/fs/bpf/none".into(),
         dns_bind: None,
         dns_domain: "cluster".to_owned(),
+        binds: Vec::new(),
     };
     assert!(matches!(NetStack::start(config).await, Err(NetError::Network(network::Error::NoInterface(_)))));
 }
