@@ -53,7 +53,14 @@ fn operator() -> impl Strategy<Value = Operator> {
 }
 
 fn constraint() -> impl Strategy<Value = Constraint> {
-    (word(), operator(), text()).prop_map(|(attribute, operator, value)| Constraint { attribute, operator, value })
+    (word(), operator(), text()).prop_map(|(attribute, operator, text)| {
+        let value = match operator {
+            Operator::Regexp => "^a".to_owned(),
+            Operator::Version | Operator::Semver => "1.2.3-a".to_owned(),
+            _ => text,
+        };
+        Constraint { attribute, operator, value }
+    })
 }
 
 fn check() -> impl Strategy<Value = Check> {
