@@ -3,18 +3,105 @@
 use crate::client::Endpoint;
 use crate::table::{columns, row, short};
 use anyhow::Result;
-use clap::Args;
-use wire::routes::{FrontendSource, RouteFrontend, RouteReport, RouteService};
+use clap::{Args, Subcommand};
+use std::net::SocketAddr;
+use wire::routes::{FrontendSource, RouteFrontend, RouteReport, RouteService, TraceReport};
 
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Options {
+    #[command(subcommand)]
+    command: Option<Command>,
     #[arg(long)]
     json: bool,
     /// Show one service only
     service: Option<String>,
 }
 
+#[derive(Subcommand)]
+enum Command {
+    /// Show step by step what this node does with a packet, by running the loaded program on a made-up one
+    Trace(TraceOptions),
+    /// Show why packets did not go the ordinary way, with counts since the maps were made
+    Drops {
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Args)]
+struct TraceOptions {
+    /// Who sends it
+    #[arg(long, value_name = "IP:PORT")]
+    src: SocketAddr,
+    /// What it dials
+    #[arg(long, value_name = "IP:PORT")]
+    dst: SocketAddr,
+    /// tcp or udp
+    #[arg(long, default_value = "tcp")]
+    proto: String,
+    /// A packet of a connection that is there already, in place of a SYN
+    #[arg(long)]
+    established: bool,
+    #[arg(long)]
+    json: bool,
+}
+
 pub fn run(endpoint: &Endpoint, options: &Options) -> Result<()> {
+    match &options.command {
+        None => list(endpoint, options),
+        Some(Command::Trace(asked)) => trace(endpoint, asked),
+        Some(Command::Drops { json }) => drops(endpoint, *json),
+    }
+}
+
+fn trace(endpoint: &Endpoint, asked: &TraceOptions) -> Result<()> {
+    let TraceOptions { src, dst, proto, established, .. } = asked;
+    anyhow::ensure!(["tcp", "udp"].contains(&proto.as_str()), "-proto={proto}: only tcp and udp can be traced");
+    let query = format!("src={src}&dst={dst}&proto={proto}&established={established}");
+    let report: TraceReport = endpoint.get(&format!("/v1/mesh/trace?{query}"))?;
+    if asked.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        println!("{}", render_trace(&report));
+    }
+    Ok(())
+}
+
+fn render_trace(report: &TraceReport) -> String {
+    let steps: Vec<Vec<String>> = report.steps.iter().map(|step| vec![step.what.clone(), step.found.clone()]).collect();
+    format!(
+        "Node {}: {}\n{}\nverdict: {}\nchanged by asking: {}",
+        report.node,
+        report.packet,
+        columns(&steps),
+        report.verdict,
+        report.side_effects
+    )
+}
+
+fn drops(endpoint: &Endpoint, json: bool) -> Result<()> {
+    let report: RouteReport = endpoint.get("/v1/mesh/routes")?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report.drops)?);
+    } else {
+        println!("Node {}\n{}", report.node, render_drops(&report));
+    }
+    Ok(())
+}
+
+fn render_drops(report: &RouteReport) -> String {
+    let counted: Vec<_> = report.drops.iter().filter(|(_, count)| **count > 0).collect();
+    if counted.is_empty() {
+        return "every packet went the ordinary way".to_owned();
+    }
+    let kind = |reason: &str| report.drop_kinds.get(reason).cloned().unwrap_or_default();
+    let mut rows = vec![row(["Reason", "Packets Were", "Packets"])];
+    rows.extend(counted.iter().map(|(reason, count)| vec![(*reason).clone(), kind(reason), count.to_string()]));
+    columns(&rows)
+}
+
+fn list(endpoint: &Endpoint, options: &Options) -> Result<()> {
     let mut report: RouteReport = endpoint.get("/v1/mesh/routes")?;
     if let Some(name) = &options.service {
         report.services.retain(|service| service.name == *name);
@@ -31,11 +118,8 @@ pub fn run(endpoint: &Endpoint, options: &Options) -> Result<()> {
 fn render(report: &RouteReport) -> String {
     let mut parts = vec![format!("Node {}, generation {}", report.node, report.generation)];
     parts.extend(report.services.iter().map(service));
-    let drops: Vec<_> = report.drops.iter().filter(|(_, count)| **count > 0).collect();
-    if !drops.is_empty() {
-        let mut rows = vec![row(["Passed or Dropped", "Packets"])];
-        rows.extend(drops.iter().map(|(reason, count)| vec![(*reason).clone(), count.to_string()]));
-        parts.push(columns(&rows));
+    if report.drops.values().any(|count| *count > 0) {
+        parts.push(render_drops(report));
     }
     parts.join("\n\n")
 }
@@ -55,7 +139,7 @@ fn service(service: &RouteService) -> String {
         rows.push(vec![
             short(&backend.alloc_id),
             backend.node.clone(),
-            format!("{}:{}", backend.address, backend.port),
+            format!("{}:{}/{}", backend.address, backend.port, backend.proto),
             backend.weight.to_string(),
             backend.state.clone(),
             format!("{:.1}%", backend.ring_share * 100.0),

@@ -1,7 +1,7 @@
 //! Commands of the old stack that are known and not built yet: refused by name, so that a script fails with a reason.
 
 /// Nomad's and Consul's command names without those that work here.
-const UNBUILT: [&str; 71] = [
+const UNBUILT: [&str; 69] = [
     "acl",
     "alloc checks",
     "alloc exec",
@@ -49,11 +49,9 @@ const UNBUILT: [&str; 71] = [
     "operator snapshot",
     "quota",
     "recommendation",
-    "route drops",
     "route flows",
     "route show",
     "route top",
-    "route trace",
     "route watch",
     "scaling",
     "secrets",

@@ -17,7 +17,9 @@ fn main() -> ExitCode {
 }
 
 fn object() -> PathBuf {
-    let built = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/bpf/meshctl.bpf.o");
+    // As it is when the script runs: another checkout may share the target directory, and this script with it.
+    let here = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default();
+    let built = || PathBuf::from(here).join("../../target/bpf/meshctl.bpf.o");
     let path = env::var_os(VARIABLE).map_or_else(built, PathBuf::from);
     path.canonicalize().unwrap_or(path)
 }

@@ -4,7 +4,7 @@ use futures::future::BoxFuture;
 use model::{AllocId, AllocatedPort, RoutingSnapshot};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use wire::routes::RouteReport;
+use wire::routes::{RouteReport, TraceQuestion, TraceReport};
 
 /// Where an allocation's tasks live on the network; all `None` in network mode host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,4 +25,8 @@ pub trait DataPath: Send + Sync {
     fn set_routing(&self, routing: RoutingSnapshot) -> BoxFuture<'_, Result<(), String>>;
     /// What the kernel really does, counters included.
     fn report(&self) -> BoxFuture<'_, Result<RouteReport, String>>;
+    /// What it would do with a packet.
+    fn trace(&self, _asked: TraceQuestion) -> BoxFuture<'_, Result<TraceReport, String>> {
+        Box::pin(async { Err("this node has no data path to ask".to_owned()) })
+    }
 }

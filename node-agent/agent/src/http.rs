@@ -2,7 +2,7 @@
 
 use crate::AgentHandle;
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::json;
 use std::net::SocketAddr;
 use tokio::net::TcpListener;
+use wire::routes::TraceQuestion;
 
 /// The first word after `/v1/` of every route that servers answer.
 const SERVER_ROUTES: [&str; 28] = [
@@ -46,7 +47,7 @@ const SERVER_ROUTES: [&str; 28] = [
 
 /// The routes that a server does not have, to be merged with a server's in `dev`.
 pub fn router(agent: AgentHandle) -> Router {
-    Router::new().route("/v1/mesh/routes", get(routes)).with_state(agent)
+    Router::new().route("/v1/mesh/routes", get(routes)).route("/v1/mesh/trace", get(trace)).with_state(agent)
 }
 
 /// Everything that an agent on its own answers.
@@ -67,6 +68,13 @@ async fn routes(State(agent): State<AgentHandle>) -> Response {
     match agent.data_path.report().await {
         Ok(report) => json_body(StatusCode::OK, &report),
         Err(reason) => (StatusCode::INTERNAL_SERVER_ERROR, reason).into_response(),
+    }
+}
+
+async fn trace(State(agent): State<AgentHandle>, Query(asked): Query<TraceQuestion>) -> Response {
+    match agent.data_path.trace(asked).await {
+        Ok(report) => json_body(StatusCode::OK, &report),
+        Err(reason) => (StatusCode::BAD_REQUEST, reason).into_response(),
     }
 }
 

@@ -9,8 +9,8 @@ use crate::maglev::Member;
 use crate::problem::{RouteProblem, RouteProblemKind};
 use crate::routes::{BackendRoute, BackendState, FrontendRoute, FrontendSource, ServiceRoutes};
 use crate::snapshot::{LocalEndpoint, Mac, Snapshot, Uplink};
-use crate::tags::{self, Excerpt};
-use abi::{Backend, Be16, Be32, Endpoint, Node, PROTO_TCP, VipKey, VipValue};
+use crate::tags::{self, EdgePort, Excerpt, Proto};
+use abi::{Backend, Be16, Be32, Endpoint, Node, VipKey, VipValue};
 use ipnet::IpNet;
 use model::{Health, Instance, InstanceNetwork, NodeId, NodeStatus, RoutedNode, RoutedService};
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,6 +64,7 @@ struct Placed<'a> {
     instance: &'a Instance,
     key: BackendKey,
     id: u32,
+    proto: Proto,
 }
 
 /// The service that holds an edge port, and its allocations.
@@ -117,7 +118,7 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn add_services(&mut self) -> BTreeMap<u16, Edge> {
+    fn add_services(&mut self) -> BTreeMap<EdgePort, Edge> {
         let mut edges = BTreeMap::new();
         for service in &self.snapshot.routing.services {
             let placed = self.place_instances(service);
@@ -133,9 +134,11 @@ impl<'a> Compiler<'a> {
         let tag = service_tag(&service.name);
         let mut placed = Vec::new();
         for instance in &service.instances {
-            match self.place(instance, tag) {
-                Ok(entry) => placed.extend(entry),
-                Err(kind) => self.report(&service.name, kind),
+            for proto in protos(instance) {
+                match self.place(instance, proto, tag) {
+                    Ok(entry) => placed.extend(entry),
+                    Err(kind) => self.report(&service.name, kind),
+                }
             }
         }
         self.flag_backends(&placed);
@@ -143,16 +146,21 @@ impl<'a> Compiler<'a> {
     }
 
     /// Nothing for an instance whose node is down: whatever the catalog still says, it gets no packets.
-    fn place(&mut self, instance: &'a Instance, tag: u32) -> Result<Option<Placed<'a>>, RouteProblemKind> {
+    fn place(
+        &mut self,
+        instance: &'a Instance,
+        proto: Proto,
+        tag: u32,
+    ) -> Result<Option<Placed<'a>>, RouteProblemKind> {
         let addr = be32(instance.address).ok_or(RouteProblemKind::Ipv6 { address: instance.address })?;
         let Some(node) = self.nodes.get(&instance.node_id).copied() else { return self.unplaced(instance) };
-        let key = BackendKey { addr, port: Be16::new(instance.port), proto: PROTO_TCP, service: tag };
+        let key = BackendKey { addr, port: Be16::new(instance.port), proto: proto.number(), service: tag };
         let id = self.assigner.backend(key).map_err(|_| RouteProblemKind::TableFull { table: "backend" })?;
         let local = if node == abi::NODE_SELF { abi::BACKEND_LOCAL } else { 0 };
         let host = if instance.network == InstanceNetwork::Host { abi::BACKEND_HOST } else { 0 };
-        let BackendKey { addr, port, proto, service } = key;
-        self.image.backends.insert(id, Backend { addr, port, proto, flags: local | host, node, service });
-        Ok(Some(Placed { instance, key, id }))
+        let BackendKey { addr, port, proto: number, service } = key;
+        self.image.backends.insert(id, Backend { addr, port, proto: number, flags: local | host, node, service });
+        Ok(Some(Placed { instance, key, id, proto }))
     }
 
     fn unplaced(&self, instance: &Instance) -> Result<Option<Placed<'a>>, RouteProblemKind> {
@@ -173,11 +181,12 @@ impl<'a> Compiler<'a> {
 
     /// A frontend for each port that instances ask for on the service's VIP; nearly always one.
     fn add_vips(&mut self, service: &RoutedService, placed: &[Placed<'_>]) -> Vec<FrontendRoute> {
-        let ports: BTreeSet<u16> = placed.iter().filter_map(|placed| placed.instance.vip_port).collect();
+        let asked = |placed: &Placed<'_>| Some(EdgePort { port: placed.instance.vip_port?, proto: placed.proto });
+        let ports: BTreeSet<EdgePort> = placed.iter().filter_map(asked).collect();
         let Some(vip) = be32(service.vip) else { return Vec::new() };
         let mut frontends = Vec::new();
         for port in ports {
-            let behind = placed.iter().filter(|placed| placed.instance.vip_port == Some(port));
+            let behind = placed.iter().filter(|placed| asked(placed) == Some(port));
             let members = ring_members(takers(behind).into_iter());
             let added = self.add_frontend(vip_key(vip, port), 0, members, FrontendSource::Vip);
             frontends.extend(self.or_report(&service.name, added));
@@ -189,7 +198,7 @@ impl<'a> Compiler<'a> {
         &mut self,
         service: &'a RoutedService,
         placed: &[Placed<'_>],
-        edges: &mut BTreeMap<u16, Edge>,
+        edges: &mut BTreeMap<EdgePort, Edge>,
     ) -> Vec<FrontendRoute> {
         let ports = self.edge_ports(service);
         let Some(uplink) = &self.snapshot.uplink else { return Vec::new() };
@@ -200,7 +209,8 @@ impl<'a> Compiler<'a> {
                 self.report(&service.name, kind);
                 continue;
             }
-            let asking: Vec<_> = placed.iter().filter(|placed| has_tag(placed.instance, &tags)).collect();
+            let asks = |placed: &&Placed<'_>| placed.proto == port.proto && has_tag(placed.instance, &tags);
+            let asking: Vec<_> = placed.iter().filter(asks).collect();
             edges.insert(port, Edge::new(service, &asking));
             let members = ring_members(takers(asking.into_iter()).into_iter());
             let added = self.add_frontend(vip_key(addr, port), abi::VIP_EDGE, members, FrontendSource::Edge);
@@ -210,15 +220,15 @@ impl<'a> Compiler<'a> {
     }
 
     /// The ports a service asks for, each with the tags that do; a tag that is no route is reported once.
-    fn edge_ports(&mut self, service: &'a RoutedService) -> BTreeMap<u16, BTreeSet<&'a str>> {
+    fn edge_ports(&mut self, service: &'a RoutedService) -> BTreeMap<EdgePort, BTreeSet<&'a str>> {
         let tags: BTreeSet<&str> =
             service.instances.iter().flat_map(|instance| &instance.tags).map(|t| t.as_str()).collect();
-        let mut ports: BTreeMap<u16, BTreeSet<&str>> = BTreeMap::new();
+        let mut ports: BTreeMap<EdgePort, BTreeSet<&str>> = BTreeMap::new();
         for tag in tags {
             match tags::parse(tag) {
                 None => {}
                 Some(Ok(port)) => {
-                    ports.entry(port.0).or_default().insert(tag);
+                    ports.entry(port).or_default().insert(tag);
                 }
                 Some(Err(problem)) => {
                     self.report(&service.name, RouteProblemKind::Tag { tag: Excerpt::of(tag), problem });
@@ -229,12 +239,12 @@ impl<'a> Compiler<'a> {
     }
 
     /// Host ports of local allocations, each a frontend with one backend. An edge route on the same port goes first.
-    fn add_host_ports(&mut self, edges: &BTreeMap<u16, Edge>) {
+    fn add_host_ports(&mut self, edges: &BTreeMap<EdgePort, Edge>) {
         let snapshot = self.snapshot;
         let Some(uplink) = snapshot.uplink.as_ref().and_then(|uplink| be32(uplink.address)) else { return };
         for (address, endpoint) in &snapshot.endpoints {
             for port in &endpoint.ports {
-                match (edges.get(&port.host_port), be32(*address)) {
+                match (edges.get(&tcp_port(port.host_port)), be32(*address)) {
                     (Some(edge), _) => self.report_hidden(edge, endpoint, port.host_port),
                     (None, Some(addr)) => self.add_host_port(uplink, endpoint, addr, port),
                     (None, None) => {}
@@ -251,17 +261,21 @@ impl<'a> Compiler<'a> {
     }
 
     fn add_host_port(&mut self, uplink: Be32, endpoint: &LocalEndpoint, addr: Be32, port: &model::AllocatedPort) {
-        let key = BackendKey { addr, port: Be16::new(port.to), proto: PROTO_TCP, service: HOST_PORT };
+        let key = BackendKey { addr, port: Be16::new(port.to), proto: Proto::Tcp.number(), service: HOST_PORT };
         let Ok(id) = self.assigner.backend(key) else {
             return self.report_host_port(endpoint, "backend");
         };
         let flags = abi::BACKEND_LOCAL;
         let backend =
-            Backend { addr, port: key.port, proto: PROTO_TCP, flags, node: abi::NODE_SELF, service: HOST_PORT };
+            Backend { addr, port: key.port, proto: key.proto, flags, node: abi::NODE_SELF, service: HOST_PORT };
         self.image.backends.insert(id, backend);
         let members = vec![RingMember { member: Member { key: key.member_key(), weight: 1 }, id }];
-        let added =
-            self.add_frontend(vip_key(uplink, port.host_port), abi::VIP_EDGE, members, FrontendSource::HostPort);
+        let added = self.add_frontend(
+            vip_key(uplink, tcp_port(port.host_port)),
+            abi::VIP_EDGE,
+            members,
+            FrontendSource::HostPort,
+        );
         match added {
             Ok(frontend) => self.attach_host_port(endpoint, port, frontend),
             Err(_) => self.report_host_port(endpoint, "frontend"),
@@ -292,7 +306,8 @@ impl<'a> Compiler<'a> {
         let frontend = u16::try_from(ring).map_err(|_| Full)?;
         self.image.vips.insert(key, VipValue { frontend, flags, ring });
         let address = IpAddr::V4(Ipv4Addr::from(key.addr));
-        Ok(FrontendRoute { address, port: key.port.get(), ring, source })
+        let proto = if key.proto == abi::PROTO_UDP { Proto::Udp } else { Proto::Tcp };
+        Ok(FrontendRoute { address, port: key.port.get(), proto, ring, source })
     }
 
     fn or_report(&mut self, service: &str, added: Result<FrontendRoute, Full>) -> Option<FrontendRoute> {
@@ -307,10 +322,13 @@ impl<'a> Compiler<'a> {
 /// The service tag of backends behind mapped host ports.
 pub(crate) const HOST_PORT: u32 = 0;
 
-fn check_edge(uplink: &Uplink, port: u16, edges: &BTreeMap<u16, Edge>) -> Result<(), RouteProblemKind> {
-    match edges.get(&port) {
+fn check_edge(uplink: &Uplink, edge: EdgePort, edges: &BTreeMap<EdgePort, Edge>) -> Result<(), RouteProblemKind> {
+    let port = edge.port;
+    match edges.get(&edge) {
         Some(edge) => Err(RouteProblemKind::PortTaken { port, holder: edge.service.clone() }),
-        None if uplink.reserved_ports.contains(&port) => Err(RouteProblemKind::PortReserved { port }),
+        None if edge.proto == Proto::Tcp && uplink.reserved_ports.contains(&port) => {
+            Err(RouteProblemKind::PortReserved { port })
+        }
         None => Ok(()),
     }
 }
@@ -347,6 +365,7 @@ impl Placed<'_> {
             node: self.instance.node_name.clone(),
             address: self.instance.address,
             port: self.instance.port,
+            proto: self.proto,
             weight: self.instance.weight,
             state: BackendState::of(self.instance),
         }
@@ -360,8 +379,18 @@ impl Edge {
     }
 }
 
-fn vip_key(addr: Be32, port: u16) -> VipKey {
-    VipKey { addr, port: Be16::new(port), proto: PROTO_TCP, pad: 0 }
+fn vip_key(addr: Be32, dialled: EdgePort) -> VipKey {
+    VipKey { addr, port: Be16::new(dialled.port), proto: dialled.proto.number(), pad: 0 }
+}
+
+fn tcp_port(port: u16) -> EdgePort {
+    EdgePort { port, proto: Proto::Tcp }
+}
+
+/// TCP always; datagrams when a tag of the instance says so.
+fn protos(instance: &Instance) -> impl Iterator<Item = Proto> + use<> {
+    let udp = instance.tags.iter().any(|tag| tags::asks_for_udp(tag));
+    [Some(Proto::Tcp), udp.then_some(Proto::Udp)].into_iter().flatten()
 }
 
 /// Stands for the service's name in backend entries; the same after a restart, and never [`HOST_PORT`].

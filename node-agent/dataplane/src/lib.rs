@@ -18,6 +18,7 @@ pub mod snapshot;
 pub mod tags;
 #[cfg(test)]
 mod tests;
+pub mod trace;
 
 pub use compile::{Compilation, compile};
 pub use image::{MapDelta, MapImage, Ring, Write, diff};
@@ -25,3 +26,5 @@ pub use indices::{Indices, host_ports, own_blocks};
 pub use problem::{RouteProblem, RouteProblemKind};
 pub use routes::{BackendRoute, BackendState, FrontendRoute, FrontendSource, ServiceRoutes};
 pub use snapshot::{LocalEndpoint, Mac, Snapshot, Uplink};
+pub use tags::Proto;
+pub use trace::{Observed, explain};

@@ -1,6 +1,7 @@
 //! The compiled routes in words of services, for reports. Shares and counters are read by `ring` and `id`.
 
 use crate::image::MapImage;
+use crate::tags::Proto;
 use model::{AllocId, Health, Instance};
 use std::net::IpAddr;
 
@@ -17,6 +18,7 @@ pub struct ServiceRoutes {
 pub struct FrontendRoute {
     pub address: IpAddr,
     pub port: u16,
+    pub proto: Proto,
     pub source: FrontendSource,
     pub ring: u32,
 }
@@ -35,6 +37,7 @@ pub struct BackendRoute {
     pub node: String,
     pub address: IpAddr,
     pub port: u16,
+    pub proto: Proto,
     pub weight: u16,
     pub state: BackendState,
 }
@@ -48,9 +51,10 @@ pub enum BackendState {
 }
 
 impl ServiceRoutes {
-    /// The share of new flows that a backend gets on the service's first frontend: VIP before edge.
+    /// The share of new flows that a backend gets on the service's first frontend of its protocol: VIP before edge.
     pub fn ring_share(&self, backend: &BackendRoute, image: &MapImage) -> f64 {
-        let ring = self.frontends.first().and_then(|frontend| image.rings.get(&frontend.ring));
+        let frontend = self.frontends.iter().find(|frontend| frontend.proto == backend.proto);
+        let ring = frontend.and_then(|frontend| image.rings.get(&frontend.ring));
         let Some(slots) = ring.map(|ring| &ring.slots).filter(|slots| !slots.is_empty()) else { return 0.0 };
         slots.iter().filter(|slot| **slot == backend.id).count() as f64 / slots.len() as f64
     }

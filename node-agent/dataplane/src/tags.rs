@@ -1,4 +1,5 @@
-//! Routes that services ask for with fabio's tags: `urlprefix-:80 proto=tcp` opens port 80 on every node.
+//! Routes that services ask for with fabio's tags: `urlprefix-:80 proto=tcp` opens port 80 on every node. fabio knows no UDP;
+//! `proto=udp` in the same place opens a UDP port, and as a tag of its own says that the service's VIP takes datagrams too.
 //!
 //! A tag is a stranger's text. What is not a route of this build is a typed problem on its service and touches no other
 //! route.
@@ -8,7 +9,38 @@ use thiserror::Error;
 
 /// A layer 4 route: flows to this port of a node's own address go to the instances with the tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct EdgePort(pub u16);
+pub struct EdgePort {
+    pub port: u16,
+    pub proto: Proto,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Proto {
+    Tcp,
+    Udp,
+}
+
+impl Proto {
+    /// As it stands in keys.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => abi::PROTO_TCP,
+            Self::Udp => abi::PROTO_UDP,
+        }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// Whether a tag says that its instance takes datagrams.
+pub fn asks_for_udp(tag: &str) -> bool {
+    tag.trim() == "proto=udp" || matches!(parse(tag), Some(Ok(EdgePort { proto: Proto::Udp, .. })))
+}
 
 /// Why a `urlprefix-` tag makes no route.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -21,7 +53,7 @@ pub enum TagProblem {
         "a route on a chosen address (`{0}`) is not built yet; leave the address out to listen on every node's own"
     )]
     Address(Excerpt),
-    #[error("`proto={0}` is not built yet; only proto=tcp is")]
+    #[error("`proto={0}` is not built yet; only proto=tcp and proto=udp are")]
     Proto(Excerpt),
     #[error("the option `{0}` is not built yet for TCP routes; without it the route would not do what the tag says")]
     Option(Excerpt),
@@ -43,15 +75,16 @@ fn parse_route(route: &str) -> Result<EdgePort, TagProblem> {
     let mut words = route.split_whitespace();
     let target = words.next().unwrap_or_default();
     let options: Vec<&str> = words.collect();
-    check_proto(&options)?;
+    let proto = parse_proto(&options)?;
     let port = parse_target(target)?;
     options.iter().try_for_each(|option| check_option(option))?;
-    Ok(EdgePort(port))
+    Ok(EdgePort { port, proto })
 }
 
-fn check_proto(options: &[&str]) -> Result<(), TagProblem> {
+fn parse_proto(options: &[&str]) -> Result<Proto, TagProblem> {
     match options.iter().rev().find_map(|option| option.strip_prefix("proto=")) {
-        Some("tcp") => Ok(()),
+        Some("tcp") => Ok(Proto::Tcp),
+        Some("udp") => Ok(Proto::Udp),
         None | Some("http" | "https" | "grpc" | "grpcs") => Err(TagProblem::Http),
         Some(other) => Err(TagProblem::Proto(Excerpt::of(other))),
     }
@@ -70,7 +103,7 @@ fn parse_target(target: &str) -> Result<u16, TagProblem> {
 /// fabio ignores what it does not know. Here a misspelt `allow=` must not open a port to everybody.
 fn check_option(option: &str) -> Result<(), TagProblem> {
     match option {
-        "proto=tcp" | "pxyproto=false" => Ok(()),
+        "proto=tcp" | "proto=udp" | "pxyproto=false" => Ok(()),
         other => Err(TagProblem::Option(Excerpt::of(other))),
     }
 }
@@ -105,9 +138,9 @@ mod tests {
     fn tcp_port_tags_are_routes() {
         for tag in ["urlprefix-:80 proto=tcp", "  urlprefix-:80   proto=tcp ", "urlprefix-:80 pxyproto=false proto=tcp"]
         {
-            assert_eq!(parse(tag), Some(Ok(EdgePort(80))), "{tag}");
+            assert_eq!(parse(tag), Some(Ok(EdgePort { port: 80, proto: Proto::Tcp })), "{tag}");
         }
-        assert_eq!(parse("urlprefix-:65535 proto=tcp"), Some(Ok(EdgePort(65_535))));
+        assert_eq!(parse("urlprefix-:65535 proto=tcp"), Some(Ok(EdgePort { port: 65_535, proto: Proto::Tcp })));
     }
 
     #[test]
@@ -124,7 +157,7 @@ mod tests {
         assert_eq!(problem("urlprefix-example.com/ strip=/x"), Some(TagProblem::Http));
         assert_eq!(problem("urlprefix-:80"), Some(TagProblem::Http));
         assert_eq!(problem("urlprefix-"), Some(TagProblem::Http));
-        assert_eq!(problem("urlprefix-:80 proto=udp"), Some(TagProblem::Proto(excerpt("udp"))));
+        assert_eq!(problem("urlprefix-:80 proto=sctp"), Some(TagProblem::Proto(excerpt("sctp"))));
         assert_eq!(problem("urlprefix-10.0.0.1:80 proto=tcp"), Some(TagProblem::Address(excerpt("10.0.0.1"))));
         assert_eq!(problem("urlprefix-:80 proto=tcp allow=ip:10.0.0.0/8"), Some(option("allow=ip:10.0.0.0/8")));
         assert_eq!(problem("urlprefix-:80 proto=tcp pxyproto=true"), Some(option("pxyproto=true")));
@@ -132,6 +165,14 @@ mod tests {
 
     fn option(text: &str) -> TagProblem {
         TagProblem::Option(excerpt(text))
+    }
+
+    #[test]
+    fn udp_is_asked_for_by_route_or_by_word() {
+        let route = EdgePort { port: 53, proto: Proto::Udp };
+        assert_eq!(parse("urlprefix-:53 proto=udp"), Some(Ok(route)));
+        assert!(asks_for_udp("urlprefix-:53 proto=udp") && asks_for_udp(" proto=udp "));
+        assert!(!asks_for_udp("urlprefix-:53 proto=tcp") && !asks_for_udp("udp"));
     }
 
     #[test]

@@ -255,6 +255,30 @@ fn edge_tags_open_the_port_on_this_nodes_own_address() {
 }
 
 #[test]
+fn datagrams_have_frontends_and_backends_of_their_own() {
+    let mut services = web();
+    services[0].instances[0].tags.push("urlprefix-:80 proto=udp".to_owned());
+    services[0].instances[1].tags.push("proto=udp".to_owned());
+    let compilation = fresh(&snapshot(services));
+    let image = compilation.image();
+    let udp = |address, port| VipKey { proto: abi::PROTO_UDP, ..key(address, port) };
+    assert_eq!(behind(image, udp("10.77.0.11", 80)), addresses(["10.64.1.2"]));
+    assert_eq!(behind(image, udp("10.43.0.1", 80)), addresses(["10.64.1.2", "10.64.2.2"]));
+    assert_eq!(behind(image, key("10.43.0.1", 80)).len(), 3, "TCP as before");
+    assert!(!image.vips.contains_key(&key("10.77.0.11", 80)));
+    let ring = |key| &image.rings[&image.vips[&key].ring];
+    let protos = |key| ring(key).slots.iter().map(|id| image.backends[id].proto).collect::<BTreeSet<_>>();
+    assert_eq!((protos(udp("10.43.0.1", 80)), protos(key("10.43.0.1", 80))), ([17].into(), [6].into()));
+    let shares: f64 = compilation.services[0]
+        .backends
+        .iter()
+        .filter(|backend| backend.proto == Proto::Udp)
+        .map(|backend| compilation.services[0].ring_share(backend, image))
+        .sum();
+    assert!((shares - 1.0).abs() < 1e-9);
+}
+
+#[test]
 fn of_two_services_on_one_edge_port_the_first_by_name_stands() {
     let mut services = vec![service("api", 2, vec![instance("api", 1, 3)]), web().remove(0)];
     for service in &mut services {

@@ -18,7 +18,13 @@ use aya::{
 use dataplane::{MapDelta, MapImage};
 use nix::net::if_::{if_indextoname, if_nametoindex};
 
-use crate::{Config, KernelError, PreflightError, config, error, maps::Maps, pins, pins::Pins};
+use crate::{
+    Config, KernelError, PreflightError, config, error,
+    maps::Maps,
+    pins,
+    pins::Pins,
+    rehearse::{self, Question, Rehearsal},
+};
 
 /// How the uplink's program runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +103,13 @@ impl Datapath {
         &self.mode
     }
 
+    /// After the interface was replaced by another one of its name.
+    pub fn follow_uplink(&mut self, interface: &str) -> Result<(), KernelError> {
+        self.attach_egress(interface)?;
+        self.mode = self.attach_uplink(interface)?;
+        Ok(())
+    }
+
     /// Makes the writes in the order they are given; stops at the first that fails.
     pub fn publish(&mut self, delta: &MapDelta) -> Result<(), KernelError> {
         self.maps.publish(delta)
@@ -150,14 +163,12 @@ impl Datapath {
     pub fn trace(&mut self, frame: &[u8]) -> Result<Trace, KernelError> {
         let program: &mut Xdp = program(&mut self.object, name::XDP_UPLINK)?;
         let (value, frame) = run(program, frame)?;
-        let action = match value {
-            1 => TraceAction::Dropped,
-            2 => TraceAction::ToStack,
-            3 => TraceAction::SentBack,
-            4 => TraceAction::Redirected,
-            _ => TraceAction::Aborted,
-        };
-        Ok(Trace { action, frame })
+        Ok(Trace { action: action_of(value), frame })
+    }
+
+    /// What the uplink's program would do with a packet; no flow, counter or event of the node is touched.
+    pub fn rehearse(&self, question: &Question) -> Result<Rehearsal, KernelError> {
+        rehearse::rehearse(&self.pins.maps(), question)
     }
 
     /// Runs the veths' program on a frame; returns its verdict (linux/pkt_cls.h) and the frame as it left it.
@@ -323,7 +334,17 @@ fn attach_xdp(program: &mut Xdp, ifindex: u32, interface: &str, mode: XdpMode) -
     link.try_into().map_err(|_| KernelError::NoLink(name::XDP_UPLINK))
 }
 
-fn run<P>(program: &P, frame: &[u8]) -> Result<(u32, Vec<u8>), KernelError>
+pub(crate) fn action_of(value: u32) -> TraceAction {
+    match value {
+        1 => TraceAction::Dropped,
+        2 => TraceAction::ToStack,
+        3 => TraceAction::SentBack,
+        4 => TraceAction::Redirected,
+        _ => TraceAction::Aborted,
+    }
+}
+
+pub(crate) fn run<P>(program: &P, frame: &[u8]) -> Result<(u32, Vec<u8>), KernelError>
 where
     P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = aya::TestRunResult>,
 {

@@ -18,14 +18,16 @@ mod interface;
 mod mapped;
 mod maps;
 mod pins;
+mod rehearse;
 mod sys;
 
-pub use abi::BackendCounters;
+pub use abi::{BackendCounters, Kind as ReasonKind, Reason};
 pub use config::{Config, PreflightError};
 pub use datapath::{Datapath, Trace, TraceAction, UplinkMode};
 pub use error::KernelError;
 pub use interface::{InterfaceError, attach_pass, netns_cookie, set_gro, set_tx_checksum_offload};
 pub use pins::detach_all;
+pub use rehearse::{Question, Rehearsal, Tunnel};
 
 /// The programs, for whoever needs them apart from [`Datapath`]: tests and benchmarks.
 pub fn object() -> &'static [u8] {

@@ -5,7 +5,7 @@
 //!                                                   └── n2 .12 ── a2 10.64.0.66
 //! ```
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
 mod common;
 
@@ -352,6 +352,79 @@ fn clients_of_a_backend_that_is_gone_are_told_at_once() {
     n2.publish(&diff(&second, &bare)).unwrap();
     assert_reset(&mut lost);
     assert_eq!((count(&n1, Reason::ResetBackendGone), count(&n2, Reason::ResetNotOurEndpoint)), (1, 1));
+}
+
+/// Answers every datagram with its own name and who asked.
+fn serve_udp(netns: PathBuf, name: &'static str) {
+    let socket = within(netns, || UdpSocket::bind("0.0.0.0:8080").unwrap());
+    thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(format!("{name} {peer}").as_bytes(), peer);
+        }
+    });
+}
+
+fn udp_socket(netns: PathBuf) -> UdpSocket {
+    let socket = within(netns, || UdpSocket::bind("0.0.0.0:0").unwrap());
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    socket
+}
+
+/// What is answered, and from where; asked again when a datagram is lost, as it may be for an unresolved neighbour.
+fn ask_udp(socket: &UdpSocket, to: &str) -> (String, SocketAddr) {
+    let mut buffer = [0; 64];
+    for _ in 0..10 {
+        socket.send_to(b"who?", to).unwrap();
+        if let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            return (String::from_utf8_lossy(&buffer[..length]).into_owned(), from);
+        }
+    }
+    panic!("{to} does not answer");
+}
+
+#[test]
+fn datagrams_reach_backends_and_follow_a_change_at_once() {
+    let lab = Lab::new("u");
+    let (mut first, mut second) = (lab.image("n1", "n2"), lab.image("n2", "n1"));
+    let udp = |key: abi::VipKey| abi::VipKey { proto: abi::PROTO_UDP, ..key };
+    for image in [&mut first, &mut second] {
+        for (id, backend) in image.backends.clone() {
+            image.backends.insert(id + 10, Backend { proto: abi::PROTO_UDP, ..backend });
+        }
+        add_service(image, udp(key(NODE, 53)), 1, &[12]);
+        add_service(image, udp(key(VIP, 53)), 2, &[12]);
+    }
+    let (_rig1, mut n1) = lab.attach("n1", &first);
+    let (_rig2, n2) = lab.attach("n2", &second);
+    serve_udp(lab.ns("a1"), "a1");
+    serve_udp(lab.ns("a2"), "a2");
+    let client = udp_socket(lab.ns("c"));
+    let port = client.local_addr().unwrap().port();
+    let edge: SocketAddr = "10.77.0.11:53".parse().unwrap();
+    assert_eq!(ask_udp(&client, "10.77.0.11:53"), (format!("a2 10.78.0.2:{port}"), edge), "through the tunnel");
+
+    n1.allow_netns(kernel::netns_cookie(&lab.ns("a1")).unwrap()).unwrap();
+    let inside = udp_socket(lab.ns("a1"));
+    let port = inside.local_addr().unwrap().port();
+    let vip: SocketAddr = "10.43.0.1:53".parse().unwrap();
+    assert_eq!(ask_udp(&inside, "10.43.0.1:53"), (format!("a2 10.64.0.2:{port}"), vip), "it sees what it asked");
+    let connected = udp_socket(lab.ns("a1"));
+    connected.connect(vip).unwrap();
+    assert_eq!(connected.peer_addr().unwrap(), vip);
+    connected.send(b"who?").unwrap();
+    let mut buffer = [0; 64];
+    let length = connected.recv(&mut buffer).unwrap();
+    assert!(buffer[..length].starts_with(b"a2 "));
+
+    let mut after = first.clone();
+    after.backends.get_mut(&12).unwrap().flags |= abi::BACKEND_DOWN;
+    after.rings.insert(1, ring_of(9_000, 2, &[11]));
+    after.rings.insert(2, ring_of(9_500, 2, &[11]));
+    n1.publish(&diff(&first, &after)).unwrap();
+    assert_eq!(ask_udp(&client, "10.77.0.11:53").0.split(' ').next(), Some("a1"), "the very next datagram");
+    assert_eq!(ask_udp(&inside, "10.43.0.1:53").0.split(' ').next(), Some("a1"));
+    assert_eq!((dropped(&n1), dropped(&n2)), (vec![], vec![]));
 }
 
 const DEADLINE: Duration = Duration::from_secs(5);

@@ -4,10 +4,12 @@
 
 mod common;
 
+use std::net::SocketAddrV4;
+
 use abi::{BACKEND_DOWN, Endpoint, Reason};
 use common::*;
 use dataplane::{MapImage, diff};
-use kernel::{Datapath, TraceAction};
+use kernel::{Datapath, Question, TraceAction, Tunnel};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
@@ -431,6 +433,38 @@ fn programs_stay_far_below_what_the_verifier_walks_through() {
     let figures = rig.attach().verified_instructions().unwrap();
     println!("verified instructions: {figures:?}");
     assert!(figures.values().all(|n| (1..100_000).contains(n)), "{figures:?}");
+}
+
+#[test]
+fn a_rehearsal_says_what_would_happen_and_touches_nothing() {
+    let before = services();
+    let (_rig, mut datapath) = published(&before);
+    let ask = |port: u16, opens: bool| Question {
+        src: SocketAddrV4::new(ip(CLIENT), 40_000),
+        dst: SocketAddrV4::new(ip(VIP), port),
+        proto: TCP,
+        opens,
+    };
+    let to = |address: [u8; 4], port: u16| SocketAddrV4::new(ip(address), port);
+    let local = datapath.rehearse(&ask(80, true)).unwrap();
+    assert_eq!((local.action, local.tunnel), (TraceAction::Redirected, None));
+    assert_eq!(local.ends, Some((to(CLIENT, 40_000), to(LOCAL, 8080))));
+    let tunnel = datapath.rehearse(&ask(82, true)).unwrap();
+    assert_eq!(tunnel.action, TraceAction::SentBack);
+    assert_eq!(tunnel.tunnel, Some(Tunnel { from: ip(NODE), to: ip(PEER), backend: to(REMOTE, 8080) }));
+    assert_eq!(tunnel.ends, Some((to(CLIENT, 40_000), to(VIP, 82))));
+    let refused = datapath.rehearse(&ask(83, true)).unwrap();
+    assert_eq!((refused.reset, refused.reasons), (true, vec![Reason::ResetNoBackend]));
+    assert_eq!(datapath.rehearse(&ask(443, true)).unwrap().action, TraceAction::ToStack);
+    assert!(datapath.drop_counters().unwrap().values().all(|n| *n == 0));
+    assert!(datapath.backend_counters().unwrap().values().all(|counters| counters.packets == 0));
+
+    let unknown = datapath.rehearse(&ask(80, false)).unwrap();
+    assert_eq!((unknown.remembered.len(), &unknown.reasons[..]), (0, &[Reason::FlowRecreated, Reason::EntryMiss][..]));
+    datapath.trace(&segment(80, SYN).frame()).unwrap();
+    let known = datapath.rehearse(&ask(80, false)).unwrap();
+    assert_eq!(known.remembered.values().collect::<Vec<_>>(), [&1]);
+    assert_eq!((known.flow.is_some(), known.reasons), (true, vec![]));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct RouteReport {
@@ -12,6 +12,9 @@ pub struct RouteReport {
     pub services: Vec<RouteService>,
     /// By reason, since the maps were made.
     pub drops: BTreeMap<String, u64>,
+    /// What became of the packets that each reason was counted for: `passed`, `dropped`, `answered`, `noted`.
+    #[serde(default)]
+    pub drop_kinds: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,9 +31,43 @@ pub struct RouteService {
 pub struct RouteFrontend {
     pub address: IpAddr,
     pub port: u16,
-    /// `tcp` for now.
+    /// `tcp` or `udp`.
     pub proto: String,
     pub source: FrontendSource,
+}
+
+/// Which packet `GET /v1/mesh/trace` is asked about, as its query.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceQuestion {
+    pub src: SocketAddr,
+    pub dst: SocketAddr,
+    /// `tcp` or `udp`.
+    #[serde(default = "tcp")]
+    pub proto: String,
+    /// Of a connection that is there already; else a SYN.
+    #[serde(default)]
+    pub established: bool,
+}
+
+/// What the node's loaded program does with a packet, and by which steps it comes to that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceReport {
+    pub node: String,
+    pub packet: String,
+    pub steps: Vec<TraceStep>,
+    pub verdict: String,
+    /// What asking changed.
+    pub side_effects: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceStep {
+    pub what: String,
+    pub found: String,
+}
+
+fn tcp() -> String {
+    "tcp".to_owned()
 }
 
 /// Why an address and port are served.
@@ -51,6 +88,9 @@ pub struct RouteBackend {
     pub node: String,
     pub address: IpAddr,
     pub port: u16,
+    /// `tcp` or `udp`: one that takes both is listed for each.
+    #[serde(default = "tcp")]
+    pub proto: String,
     pub weight: u16,
     /// `active`, `draining` or `critical`.
     pub state: String,

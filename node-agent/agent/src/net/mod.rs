@@ -17,6 +17,7 @@ mod report;
 mod stack;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 use crate::datapath::{DataPath, Place};
 use futures::future::BoxFuture;
@@ -30,7 +31,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
-use wire::routes::RouteReport;
+use wire::routes::{RouteReport, TraceQuestion, TraceReport};
 
 /// Commands that wait while the stack works; a sender beyond waits itself.
 const QUEUE_MAX: usize = 256;
@@ -85,6 +86,8 @@ pub enum NetError {
     Withdrawn,
     #[error("the kernel's maps could not be written ({0}); the agent tries again")]
     Unpublished(String),
+    #[error("cannot trace {0}")]
+    Untraceable(String),
     #[error("the networking thread has ended; restart the agent")]
     Stopped,
 }
@@ -132,6 +135,11 @@ impl NetStack {
         self.ask(|reply| Command::Report { reply }).await?
     }
 
+    /// What the loaded program would do with a packet; changes nothing.
+    pub async fn trace(&self, asked: TraceQuestion) -> Result<TraceReport, NetError> {
+        self.ask(|reply| Command::Trace { asked, reply }).await?
+    }
+
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, NetError> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).await.map_err(|_| NetError::Stopped)?;
@@ -158,6 +166,10 @@ impl DataPath for NetStack {
 
     fn report(&self) -> BoxFuture<'_, Result<RouteReport, String>> {
         Box::pin(async move { NetStack::report(self).await.map_err(|error| chain(&error)) })
+    }
+
+    fn trace(&self, asked: TraceQuestion) -> BoxFuture<'_, Result<TraceReport, String>> {
+        Box::pin(async move { NetStack::trace(self, asked).await.map_err(|error| chain(&error)) })
     }
 }
 

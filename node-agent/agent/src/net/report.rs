@@ -12,10 +12,27 @@ pub fn report(
     generation: u64,
     compilation: Option<&Compilation>,
     counters: &Counters,
-    drops: BTreeMap<String, u64>,
+    drops: &BTreeMap<kernel::Reason, u64>,
 ) -> routes::RouteReport {
     let services = compilation.map(|compilation| services(compilation, counters)).unwrap_or_default();
-    routes::RouteReport { node: node.to_owned(), generation, services, drops }
+    let named = |(reason, count): (&kernel::Reason, &u64)| (reason.name().to_owned(), *count);
+    let kind = |reason: &kernel::Reason| (reason.name().to_owned(), kind_name(reason.kind()).to_owned());
+    routes::RouteReport {
+        node: node.to_owned(),
+        generation,
+        services,
+        drops: drops.iter().map(named).collect(),
+        drop_kinds: drops.keys().map(kind).collect(),
+    }
+}
+
+fn kind_name(kind: kernel::ReasonKind) -> &'static str {
+    match kind {
+        kernel::ReasonKind::Passed => "passed",
+        kernel::ReasonKind::Dropped => "dropped",
+        kernel::ReasonKind::Answered => "answered",
+        kernel::ReasonKind::Noted => "noted",
+    }
 }
 
 fn services(compilation: &Compilation, counters: &Counters) -> Vec<routes::RouteService> {
@@ -40,7 +57,12 @@ fn report_frontend(frontend: &FrontendRoute) -> routes::RouteFrontend {
         FrontendSource::Edge => routes::FrontendSource::Edge,
         FrontendSource::HostPort => routes::FrontendSource::Port,
     };
-    routes::RouteFrontend { address: frontend.address, port: frontend.port, proto: "tcp".to_owned(), source }
+    routes::RouteFrontend {
+        address: frontend.address,
+        port: frontend.port,
+        proto: frontend.proto.as_str().to_owned(),
+        source,
+    }
 }
 
 fn report_backend(
@@ -60,6 +82,7 @@ fn report_backend(
         node: backend.node.clone(),
         address: backend.address,
         port: backend.port,
+        proto: backend.proto.as_str().to_owned(),
         weight: backend.weight,
         state: state.to_owned(),
         ring_share: service.ring_share(backend, compilation.image()),

@@ -3,7 +3,7 @@
 use super::endpoints::{self, LocalAlloc};
 use super::listener::Listener;
 use super::report::report;
-use super::{NetConfig, NetError, chain, ipam, reserved_ports};
+use super::{NetConfig, NetError, chain, ipam, reserved_ports, trace};
 use crate::datapath::Place;
 use dataplane::{Compilation, Indices, Snapshot, compile, diff};
 use dns::Zone;
@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
-use wire::routes::RouteReport;
+use wire::routes::{RouteReport, TraceQuestion, TraceReport};
 
 /// What a tunnel adds: outer Ethernet, IPv4, UDP, Geneve and its option.
 const TUNNEL_OVERHEAD: u32 = 62;
@@ -29,6 +29,8 @@ const UPLINK_MTU: u32 = 1_500;
 const TICK: Duration = Duration::from_millis(250);
 /// How long a `create` waits for the servers' first word.
 const BLOCK_WAIT: Duration = Duration::from_secs(15);
+/// How often the uplink is looked at.
+const LOOK: Duration = Duration::from_secs(2);
 /// Numbers that came free are looked through this often, whatever else happens.
 const SWEEP: Duration = Duration::from_secs(60);
 /// Neighbours are read at once when one changes, but a burst of changes is read once more at the next tick.
@@ -48,6 +50,7 @@ pub enum Command {
     Retain { ids: BTreeSet<String>, reply: Reply<()> },
     SetRouting { routing: Box<RoutingSnapshot>, reply: Reply<()> },
     Report { reply: Reply<RouteReport> },
+    Trace { asked: TraceQuestion, reply: Reply<TraceReport> },
 }
 
 /// The thread's whole life.
@@ -93,7 +96,11 @@ struct Stack {
     _dns_extra: Option<Listener>,
     dns_mesh: Option<Listener>,
     dirty: bool,
+    /// It was said already that the uplink is not usable.
+    uplink_missing: bool,
     swept: Instant,
+    /// When the uplink was looked at.
+    looked: Instant,
     /// Answers that are true once the kernel has been told.
     after_publish: Vec<Settle>,
     waiting: Vec<Waiting>,
@@ -151,7 +158,9 @@ impl Stack {
             _dns_extra: dns_extra,
             dns_mesh: None,
             dirty: false,
+            uplink_missing: false,
             swept: Instant::now(),
+            looked: Instant::now(),
             after_publish: Vec::new(),
             waiting: Vec::new(),
         };
@@ -209,6 +218,10 @@ impl Stack {
             Command::SetRouting { routing, reply } => self.on_routing(*routing, reply).await,
             Command::Report { reply } => {
                 let outcome = self.report();
+                answer(reply, outcome);
+            }
+            Command::Trace { asked, reply } => {
+                let outcome = self.trace(&asked);
                 answer(reply, outcome);
             }
         }
@@ -461,6 +474,10 @@ impl Stack {
             let retried = self.take_mesh_address().await;
             retried.unwrap_or_else(|error| tracing::debug!(error = chain(&error), "DNS not yet on the mesh address"));
         }
+        if self.looked.elapsed() > LOOK {
+            self.looked = Instant::now();
+            self.follow_uplink().await;
+        }
         if self.swept.elapsed() > SWEEP {
             self.swept = Instant::now();
             self.dirty |= self.routing.is_some();
@@ -474,6 +491,45 @@ impl Stack {
             std::mem::take(&mut self.waiting).into_iter().partition(|asked| asked.since.elapsed() > BLOCK_WAIT);
         self.waiting = waiting;
         Vec::into_iter(late).for_each(|asked: Waiting| answer(asked.reply, Err(NetError::NoBlock)));
+    }
+
+    /// Its MAC or MTU may change, or the address it must carry; while it is gone or without that, the maps stay as they are.
+    async fn follow_uplink(&mut self) {
+        if self.uplink.is_none() {
+            return;
+        }
+        match find_uplink(&self.network, &self.config).await {
+            Ok(found) if found != self.uplink => {
+                tracing::info!(?found, "the uplink has changed");
+                let replaced =
+                    found.as_ref().map(|uplink| uplink.ifindex) != self.uplink.as_ref().map(|held| held.ifindex);
+                self.uplink = found;
+                self.dirty = true;
+                self.uplink_missing = false;
+                if replaced {
+                    self.reattach_uplink();
+                    self.retry_hops().await;
+                }
+            }
+            Ok(_) => self.uplink_missing = false,
+            Err(error) if !self.uplink_missing => {
+                self.uplink_missing = true;
+                tracing::error!(
+                    error = chain(&error),
+                    "the uplink is not usable; traffic from outside stops until it is"
+                );
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// An interface of the same name is another one.
+    fn reattach_uplink(&mut self) {
+        let Some(uplink) = &self.config.uplink else { return };
+        if let Err(error) = self.datapath.follow_uplink(uplink) {
+            tracing::error!(error = chain(&error), "the programs are not on the new uplink");
+        }
+        self.hops.clear();
     }
 
     /// Routes change, and a peer that could not be resolved may have come up.
@@ -552,10 +608,17 @@ impl Stack {
     fn report(&mut self) -> Result<RouteReport, NetError> {
         self.publish_if_dirty();
         let drops = self.datapath.drop_counters()?;
-        let drops = drops.into_iter().map(|(reason, count)| (reason.name().to_owned(), count)).collect();
         let generation = self.routing.as_ref().map_or(0, |routing| routing.generation.0);
         let counters = self.datapath.backend_counters()?;
-        Ok(report(&self.config.node_name, generation, self.compilation.as_ref(), &counters, drops))
+        Ok(report(&self.config.node_name, generation, self.compilation.as_ref(), &counters, &drops))
+    }
+
+    fn trace(&mut self, asked: &TraceQuestion) -> Result<TraceReport, NetError> {
+        self.publish_if_dirty();
+        let question = trace::question(asked)?;
+        let rehearsal = self.datapath.rehearse(&question)?;
+        let (image, compilation) = (self.indices.image(), self.compilation.as_ref());
+        Ok(trace::report(&self.config.node_name, asked, &question, &rehearsal, image, compilation))
     }
 
     fn alloc_mtu(&self) -> u32 {
