@@ -3,6 +3,7 @@
 use crate::client::{Endpoint, part};
 use crate::json::{entries, list, now, number, print_pretty, text};
 use crate::table::{ago, block, columns, row, short, time};
+use crate::{deployment, plan};
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -29,6 +30,17 @@ pub enum Command {
         /// Print the job as JSON and register nothing
         #[arg(long)]
         output: bool,
+        /// Register only if the job's modify index is still this one, as `job plan` shows it; 0 for a new job
+        #[arg(long, value_name = "INDEX")]
+        check_index: Option<u64>,
+        /// A job file in HCL, or `-` for standard input
+        file: PathBuf,
+    },
+    /// Show what `job run` would change; exit code 0 for nothing, 1 for something, 255 for an error
+    Plan {
+        /// Leave out what differs from the registered job
+        #[arg(long)]
+        no_diff: bool,
         /// A job file in HCL, or `-` for standard input
         file: PathBuf,
     },
@@ -53,12 +65,58 @@ pub enum Command {
         detach: bool,
         id: String,
     },
+    /// Change the count of a group
+    Scale {
+        #[arg(long)]
+        detach: bool,
+        id: String,
+        /// The group, if the job has several, and the count
+        #[arg(num_args = 1..=2, required = true)]
+        group_and_count: Vec<String>,
+    },
+    /// Register an older version of a job again
+    Revert {
+        #[arg(long)]
+        detach: bool,
+        id: String,
+        version: u64,
+    },
+    /// List a job's versions
+    History {
+        /// Show what each version changed
+        #[arg(short)]
+        patch: bool,
+        #[arg(long)]
+        json: bool,
+        id: String,
+    },
+    /// Promote the canaries of a job's newest deployment
+    Promote {
+        /// Only these groups
+        #[arg(long)]
+        group: Vec<String>,
+        #[arg(long)]
+        detach: bool,
+        id: String,
+    },
+    /// List a job's deployments
+    Deployments {
+        #[arg(long)]
+        json: bool,
+        id: String,
+    },
 }
 
 pub fn run(endpoint: &Endpoint, command: Command) -> Result<ExitCode> {
     let done = |result: Result<()>| result.map(|()| ExitCode::SUCCESS);
     match command {
-        Command::Run { detach, output, file } => register(endpoint, &file, detach, output),
+        Command::Run { detach, output, check_index, file } => register(endpoint, &file, detach, output, check_index),
+        Command::Plan { no_diff, file } => Ok(plan::run(endpoint, &file, !no_diff)),
+        Command::Scale { detach, id, group_and_count } => scale(endpoint, &id, &group_and_count, detach),
+        Command::Revert { detach, id, version } => revert(endpoint, &id, version, detach),
+        Command::History { patch, json, id } => done(plan::history(endpoint, &id, patch, json)),
+        Command::Promote { group, detach, id } => promote(endpoint, &id, &group, detach),
+        Command::Deployments { json, id } => done(deployment::list_of_job(endpoint, &id, json)),
         Command::Validate { file } => done(validate(&file)),
         Command::Status { json, id: Some(id) } => done(show(endpoint, &id, json)),
         Command::Status { json, id: None } => done(status(endpoint, json)),
@@ -68,7 +126,7 @@ pub fn run(endpoint: &Endpoint, command: Command) -> Result<ExitCode> {
     }
 }
 
-fn parse(file: &std::path::Path) -> Result<model::Job> {
+pub(crate) fn parse(file: &std::path::Path) -> Result<model::Job> {
     let (name, reader): (String, Box<dyn Read>) = match file.to_str() {
         Some("-") => ("<stdin>".to_owned(), Box::new(std::io::stdin())),
         _ => {
@@ -84,14 +142,50 @@ fn parse(file: &std::path::Path) -> Result<model::Job> {
     jobspec::parse_hcl(&name, &source).map_err(|refusal| anyhow::anyhow!("the job file is refused:\n{refusal}"))
 }
 
-fn register(endpoint: &Endpoint, file: &std::path::Path, detach: bool, output: bool) -> Result<ExitCode> {
+fn register(
+    endpoint: &Endpoint,
+    file: &std::path::Path,
+    detach: bool,
+    output: bool,
+    check_index: Option<u64>,
+) -> Result<ExitCode> {
     let job = wire::nomad::Job::from(&parse(file)?);
     if output {
         print_pretty(&json!({ "Job": job }));
         return Ok(ExitCode::SUCCESS);
     }
-    let answer: Value = endpoint.put("/v1/jobs", &json!({ "Job": job }))?;
+    let (enforce, index) = (check_index.is_some(), check_index.unwrap_or(0));
+    let request = json!({ "Job": job, "EnforceIndex": enforce, "JobModifyIndex": index });
+    let answer: Value = endpoint.put("/v1/jobs", &request)?;
     follow(endpoint, &text(&answer, "EvalID"), detach)
+}
+
+fn scale(endpoint: &Endpoint, id: &str, group_and_count: &[String], detach: bool) -> Result<ExitCode> {
+    let (group, count) = match group_and_count {
+        [group, count] => (Some(group), count),
+        [count] => (None, count),
+        _ => bail!("give the count, or the group and the count"),
+    };
+    let count: u32 = count.parse().with_context(|| format!("{count} is not a count"))?;
+    let target: std::collections::BTreeMap<&str, &String> = group.into_iter().map(|group| ("Group", group)).collect();
+    let request = json!({ "Count": count, "Target": target });
+    let answer: Value = endpoint.put(&format!("/v1/job/{}/scale", part(id)), &request)?;
+    follow(endpoint, &text(&answer, "EvalID"), detach)
+}
+
+fn revert(endpoint: &Endpoint, id: &str, version: u64, detach: bool) -> Result<ExitCode> {
+    let request = json!({ "JobID": id, "JobVersion": version });
+    let answer: Value = endpoint.put(&format!("/v1/job/{}/revert", part(id)), &request)?;
+    follow(endpoint, &text(&answer, "EvalID"), detach)
+}
+
+fn promote(endpoint: &Endpoint, id: &str, groups: &[String], detach: bool) -> Result<ExitCode> {
+    let latest: Value = endpoint.get(&format!("/v1/job/{}/deployment", part(id)))?;
+    if latest.is_null() {
+        bail!("job {id} has no deployment to promote");
+    }
+    let eval = deployment::promote(endpoint, &text(&latest, "ID"), groups)?;
+    follow(endpoint, &eval, detach)
 }
 
 fn validate(file: &std::path::Path) -> Result<()> {
@@ -106,7 +200,7 @@ fn stop(endpoint: &Endpoint, id: &str, purge: bool, detach: bool) -> Result<Exit
 }
 
 /// Prints what becomes of an evaluation until it has ended.
-fn follow(endpoint: &Endpoint, eval_id: &str, detach: bool) -> Result<ExitCode> {
+pub(crate) fn follow(endpoint: &Endpoint, eval_id: &str, detach: bool) -> Result<ExitCode> {
     if detach {
         println!("Evaluation ID: {eval_id}");
         return Ok(ExitCode::SUCCESS);
@@ -220,6 +314,10 @@ fn show(endpoint: &Endpoint, id: &str, json: bool) -> Result<()> {
     let evals: Value = endpoint.get(&format!("/v1/job/{}/evaluations", part(id)))?;
     if let Some(blocked) = list(&evals).iter().find(|eval| eval["Status"] == "blocked") {
         println!("Placement Failure\n{}\n", failures(&blocked["FailedTGAllocs"]));
+    }
+    let latest: Value = endpoint.get(&format!("/v1/job/{}/deployment", part(id)))?;
+    if !latest.is_null() {
+        println!("Latest Deployment\n{}\n", deployment::described(&latest));
     }
     println!("Allocations");
     allocs(endpoint, id)

@@ -3,12 +3,14 @@
 mod alloc;
 mod args;
 mod client;
+mod deployment;
 mod dev;
 mod eval;
 mod job;
 mod json;
 mod node;
 mod operator;
+mod plan;
 mod route;
 mod serve;
 mod service;
@@ -37,7 +39,10 @@ enum Command {
     /// Show allocations and read their logs
     #[command(subcommand)]
     Alloc(alloc::Command),
-    /// Show nodes
+    /// Follow rollouts of new job versions, promote, pause and fail them
+    #[command(subcommand)]
+    Deployment(deployment::Command),
+    /// Show nodes, empty them, and keep new work away
     #[command(subcommand)]
     Node(node::Command),
     /// Show evaluations
@@ -92,6 +97,7 @@ fn run(options: Options) -> Result<ExitCode> {
     match options.command {
         Command::Job(command) => job::run(&endpoint, command),
         Command::Alloc(command) => done(alloc::run(&endpoint, command)),
+        Command::Deployment(command) => deployment::run(&endpoint, command),
         Command::Node(command) => done(node::run(&endpoint, command)),
         Command::Eval(command) => done(eval::run(&endpoint, command)),
         Command::Service(command) => done(service::run(&endpoint, command)),

@@ -3,7 +3,7 @@
 use crate::cluster::{BLOCK_PREFIX, check_name};
 use crate::{At, Catalog};
 use ipnet::{IpNet, Ipv4Net};
-use model::{Epoch, Node, NodeId, NodeStatus, Refusal, Table};
+use model::{Drain, Eligibility, Epoch, Node, NodeId, NodeStatus, Refusal, Table};
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ impl Catalog {
         let known = self.nodes.get(&asked.id).cloned();
         let mut node = match &known {
             Some(known) => renewed(known, asked)?,
-            None => Node { blocks: vec![self.free_block()?], created_at_index: at.index, ..asked.clone() },
+            None => Node { blocks: vec![self.free_block()?], created_at_index: at.index, drain: None, ..asked.clone() },
         };
         node.status = NodeStatus::Ready;
         let was_ready = known.as_ref().is_some_and(|known| known.status == NodeStatus::Ready);
@@ -49,9 +49,43 @@ impl Catalog {
         Ok(())
     }
 
+    pub(crate) fn set_node_eligibility(&mut self, at: At, id: NodeId, eligibility: Eligibility) -> Result<(), Refusal> {
+        let known = self.known_node(id)?.clone();
+        if eligibility == Eligibility::Eligible && known.drain.is_some() {
+            return Err(Refusal::NodeDrains { id });
+        }
+        self.change_node(at, Node { eligibility, ..Node::clone(&known) });
+        Ok(())
+    }
+
+    pub(crate) fn set_node_drain(
+        &mut self,
+        at: At,
+        id: NodeId,
+        drain: Option<Drain>,
+        eligibility: Eligibility,
+    ) -> Result<(), Refusal> {
+        let known = self.known_node(id)?.clone();
+        let eligibility = if drain.is_some() { Eligibility::Ineligible } else { eligibility };
+        self.change_node(at, Node { drain, eligibility, ..Node::clone(&known) });
+        Ok(())
+    }
+
+    fn change_node(&mut self, at: At, node: Node) {
+        let placeable = node.is_placeable();
+        self.put_node(at, node);
+        if placeable {
+            self.unblock_evals(at);
+        }
+    }
+
+    fn known_node(&self, id: NodeId) -> Result<&Arc<Node>, Refusal> {
+        self.nodes.get(&id).ok_or(Refusal::NodeUnknown { id })
+    }
+
     /// The node, if `epoch` is of its newest agent.
     pub(crate) fn current_node(&self, id: NodeId, epoch: Epoch) -> Result<&Arc<Node>, Refusal> {
-        let node = self.nodes.get(&id).ok_or(Refusal::NodeUnknown { id })?;
+        let node = self.known_node(id)?;
         if node.epoch != epoch {
             return Err(Refusal::EpochStale { known: node.epoch, got: epoch });
         }
@@ -102,6 +136,7 @@ fn renewed(known: &Node, asked: &Node) -> Result<Node, Refusal> {
     Ok(Node {
         blocks: known.blocks.clone(),
         eligibility: known.eligibility,
+        drain: known.drain,
         created_at_index: known.created_at_index,
         ..asked.clone()
     })

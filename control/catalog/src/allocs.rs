@@ -3,7 +3,8 @@
 use crate::{At, Catalog};
 use imbl::OrdSet;
 use model::{
-    AllocId, AllocUpdate, Allocation, CheckState, Epoch, JobId, Node, NodeId, Refusal, Table, TaskGroup, TaskState,
+    AllocId, AllocUpdate, Allocation, CheckState, Epoch, JobId, JobKind, Node, NodeId, Refusal, Table, TaskGroup,
+    TaskState,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -84,6 +85,7 @@ impl Catalog {
             return;
         }
         for job_id in jobs {
+            self.count_deployment_of(at, &job_id);
             self.prune_allocs(at, &job_id);
             self.purge_if_done(at, &job_id);
         }
@@ -104,7 +106,8 @@ impl Catalog {
         ended.sort_by_key(|alloc| std::cmp::Reverse((alloc.created_at_index, alloc.id)));
         let mut slots_seen = BTreeSet::new();
         for (age, alloc) in ended.iter().enumerate() {
-            let newest_of_slot = self.slot_exists(alloc) && slots_seen.insert((alloc.group.clone(), alloc.slot));
+            let node = (alloc.job.kind == JobKind::System).then_some(alloc.node_id);
+            let newest_of_slot = self.slot_exists(alloc) && slots_seen.insert((alloc.group.clone(), alloc.slot, node));
             if age >= ENDED_MAX && !newest_of_slot {
                 self.forget_alloc(at, alloc.id);
             }

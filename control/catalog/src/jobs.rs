@@ -2,7 +2,7 @@
 
 use crate::services::service_names;
 use crate::{At, Catalog, StoredJob};
-use model::{AllocId, Evaluation, Index, Job, JobId, JobRecord, Refusal, Table, TaskGroup};
+use model::{AllocId, Evaluation, Index, Job, JobId, JobKind, JobRecord, Refusal, Table, TaskGroup, rules};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -10,6 +10,17 @@ use std::sync::Arc;
 const COUNT_MAX: u64 = 50_000;
 
 impl Catalog {
+    /// Decided here, where commands are in order, so that of two who planned from the same job one is told.
+    pub(crate) fn check_job_index(&self, id: &JobId, enforced: Option<Index>) -> Result<(), Refusal> {
+        let current = self.jobs.get(id).map_or(Index(0), |stored| stored.job_modified_at_index);
+        match enforced {
+            Some(expected) if expected != current => {
+                Err(Refusal::JobIndexConflict { id: id.clone(), expected, current })
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn register_job(&mut self, at: At, asked: &Job, eval: &Evaluation) -> Result<(), Refusal> {
         check_job(asked)?;
         check_eval(&asked.id, eval)?;
@@ -18,7 +29,9 @@ impl Catalog {
             Some(known) => registered_again(known, asked, at.index),
             None => first_registration(asked, at.index),
         };
+        let version = stored.newest().version;
         self.put_job(at, stored);
+        self.cancel_deployments(at, &asked.id, Some(version), "a newer version of the job took its place");
         self.upsert_eval(at, eval);
         Ok(())
     }
@@ -32,13 +45,14 @@ impl Catalog {
             stored.job_modified_at_index = at.index;
         }
         self.put_job(at, stored);
+        self.cancel_deployments(at, id, None, "the job was stopped");
         self.upsert_eval(at, eval);
         self.purge_if_done(at, id);
         self.forget_orphaned_evals(at);
         Ok(())
     }
 
-    fn put_job(&mut self, at: At, mut stored: StoredJob) {
+    pub(crate) fn put_job(&mut self, at: At, mut stored: StoredJob) {
         stored.modified_at_index = at.index;
         let id = stored.newest().id.clone();
         let before = self.jobs.get(&id).map(|known| declared(known.newest())).unwrap_or_default();
@@ -57,6 +71,7 @@ impl Catalog {
         }
         let allocs: Vec<AllocId> = self.allocs_of_job(id).map(|alloc| alloc.id).collect();
         allocs.into_iter().for_each(|id| self.forget_alloc(at, id));
+        self.forget_deployments(at, id);
         self.jobs.remove(id);
         self.touch(Table::Jobs, at);
     }
@@ -70,7 +85,7 @@ fn declared(job: &Job) -> BTreeSet<String> {
 
 fn first_registration(asked: &Job, index: Index) -> StoredJob {
     StoredJob {
-        versions: vec![Arc::new(Job { version: 0, stopped: false, ..asked.clone() })],
+        versions: vec![Arc::new(Job { version: 0, stopped: false, stable: false, ..asked.clone() })],
         purge: false,
         created_at_index: index,
         modified_at_index: index,
@@ -79,11 +94,13 @@ fn first_registration(asked: &Job, index: Index) -> StoredJob {
 }
 
 /// A new version only if the specification changed; otherwise the newest one, running again.
-fn registered_again(known: &StoredJob, asked: &Job, index: Index) -> StoredJob {
+pub(crate) fn registered_again(known: &StoredJob, asked: &Job, index: Index) -> StoredJob {
     let newest = known.newest();
     let mut stored = StoredJob { purge: false, ..known.clone() };
     if !newest.same_specification(asked) {
-        stored.versions.insert(0, Arc::new(Job { version: newest.version + 1, stopped: false, ..asked.clone() }));
+        stored
+            .versions
+            .insert(0, Arc::new(Job { version: newest.version + 1, stopped: false, stable: false, ..asked.clone() }));
         stored.versions.truncate(JobRecord::VERSIONS_MAX);
         stored.job_modified_at_index = index;
     } else if newest.stopped {
@@ -122,14 +139,17 @@ fn check_job(job: &Job) -> Result<(), Refusal> {
     if has_duplicates(job.groups.iter().map(|group| group.name.as_str())) {
         return refuse("group names must differ");
     }
-    match job.groups.iter().find_map(group_problem) {
+    match job.groups.iter().find_map(|group| group_problem(group, job.kind)) {
         Some(reason) => refuse(&reason),
         None => Ok(()),
     }
 }
 
-fn group_problem(group: &TaskGroup) -> Option<String> {
+fn group_problem(group: &TaskGroup, kind: JobKind) -> Option<String> {
     let ports = group.network.iter().flat_map(|network| &network.ports);
+    if let Some(Err(reason)) = group.update.map(|policy| rules::update(&policy, kind)) {
+        return Some(format!("the update of group {:?}: {reason}", group.name));
+    }
     if group.tasks.is_empty() {
         return Some(format!("group {:?} needs at least one task", group.name));
     }

@@ -12,6 +12,7 @@
 mod agents;
 mod allocs;
 mod cluster;
+mod deployments;
 mod evals;
 mod jobs;
 mod plans;
@@ -22,7 +23,7 @@ mod tests;
 
 use imbl::{OrdMap, OrdSet};
 use model::{
-    AllocId, Allocation, Applied, Authority, Command, Envelope, EvalId, Evaluation, Founding, Index, Instance, Job,
+    AllocId, Allocation, Applied, Authority, Command, Deployment, DeploymentId, Envelope, EvalId, Evaluation, Founding, Index, Instance, Job,
     JobId, JobRecord, JoinToken, Node, NodeId, Refusal, ServerId, ServerRecord, Table, Timestamp,
 };
 use std::net::IpAddr;
@@ -43,6 +44,7 @@ pub struct Catalog {
     vips: OrdMap<String, IpAddr>,
     tables: OrdMap<Table, Index>,
     routing_modified: Index,
+    deployments: OrdMap<DeploymentId, Arc<Deployment>>,
     // Derived from the tables above.
     allocs_by_job: OrdMap<JobId, OrdSet<AllocId>>,
     allocs_by_node: OrdMap<NodeId, OrdSet<AllocId>>,
@@ -52,6 +54,7 @@ pub struct Catalog {
 }
 
 /// A job with its versions shared, so that allocations point to them instead of copying them.
+    deployments_by_job: OrdMap<JobId, OrdSet<DeploymentId>>,
 #[derive(Clone, Debug, PartialEq)]
 struct StoredJob {
     /// Newest first, never empty.
@@ -86,6 +89,7 @@ impl Default for Catalog {
             routing_modified: Index::default(),
             allocs_by_job: OrdMap::new(),
             allocs_by_node: OrdMap::new(),
+            deployments: OrdMap::new(),
             evals_by_job: OrdMap::new(),
             instances: OrdMap::new(),
             instances_modified: OrdMap::new(),
@@ -93,6 +97,7 @@ impl Default for Catalog {
     }
 }
 
+            deployments_by_job: OrdMap::new(),
 impl Catalog {
     /// Applies the command at `index` of the log. A refusal changes nothing but [`Catalog::index`].
     pub fn apply(&mut self, index: Index, envelope: &Envelope) -> Result<Applied, Refusal> {
@@ -128,7 +133,10 @@ impl Catalog {
                 self.set_node_status(at, *node_id, *epoch, *status)?;
                 self.upsert_evals(at, evals);
             }
-            Command::RegisterJob { job, eval } => self.register_job(at, job, eval)?,
+            Command::RegisterJob { job, eval, enforce_index } => {
+                self.check_job_index(&job.id, *enforce_index)?;
+                self.register_job(at, job, eval)?;
+            }
             Command::DeregisterJob { job_id, purge, eval } => self.deregister_job(at, job_id, *purge, eval)?,
             Command::ApplyPlan { plan, follow_up } => return self.apply_plan(at, plan, follow_up.as_ref()),
             Command::UpdateAllocs { node_id, epoch, updates, evals } => {
@@ -144,6 +152,15 @@ impl Catalog {
     /// The newest log index that was applied.
     pub fn index(&self) -> Index {
         self.index
+            Command::SetNodeEligibility { node_id, eligibility, evals } => {
+                self.set_node_eligibility(at, *node_id, *eligibility)?;
+                self.upsert_evals(at, evals);
+            }
+            Command::SetNodeDrain { node_id, drain, eligibility, evals } => {
+                self.set_node_drain(at, *node_id, *drain, *eligibility)?;
+                self.upsert_evals(at, evals);
+            }
+            Command::UpdateDeployment { update, eval } => self.update_deployment(at, update, eval)?,
     }
 
     pub fn feature_level(&self) -> u32 {
@@ -238,6 +255,23 @@ impl Catalog {
 
     fn touch(&mut self, table: Table, at: At) {
         self.tables.insert(table, at.index);
+    pub fn deployment(&self, id: DeploymentId) -> Option<&Arc<Deployment>> {
+        self.deployments.get(&id)
+    }
+
+    pub fn deployments(&self) -> impl Iterator<Item = &Arc<Deployment>> {
+        self.deployments.values()
+    }
+
+    pub fn deployments_of_job(&self, id: &JobId) -> impl Iterator<Item = &Arc<Deployment>> {
+        self.deployments_by_job.get(id).into_iter().flatten().filter_map(|id| self.deployments.get(id))
+    }
+
+    /// The newest one, whatever became of it.
+    pub fn latest_deployment(&self, id: &JobId) -> Option<&Arc<Deployment>> {
+        self.deployments_of_job(id).max_by_key(|deployment| (deployment.created_at_index, deployment.id))
+    }
+
     }
 }
 

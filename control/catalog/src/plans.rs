@@ -3,8 +3,8 @@
 
 use crate::{At, Catalog};
 use model::{
-    AllocId, Allocation, ClientStatus, DesiredStatus, EvalStatus, Evaluation, Job, JobId, NodeStatus, Plan,
-    PlannedStop, Refusal, capacity,
+    AllocId, Allocation, ClientStatus, DesiredStatus, EvalStatus, Evaluation, Job, JobId, JobKind, NodeStatus, Plan,
+    PlannedStop, Refusal, TaskGroup, UpdateOrder, capacity,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,8 +28,12 @@ impl Catalog {
                 None => dropped.push(stop.alloc_id),
             }
         }
+        if let Some(deployment) = &plan.deployment {
+            self.start_deployment(at, &plan.job_id, deployment);
+        }
         dropped.extend(plan.in_place.iter().filter(|id| !self.update_in_place(at, &plan.job_id, **id)));
         dropped.extend(plan.placements.iter().filter(|alloc| !self.place(at, plan, alloc)).map(|alloc| alloc.id));
+        self.count_deployment_of(at, &plan.job_id);
         self.conclude(at, &eval, plan, dropped.is_empty());
         if let Some(follow_up) = follow_up {
             self.upsert_eval(at, follow_up);
@@ -91,7 +95,8 @@ impl Catalog {
             return false;
         };
         // A group's new version must not ask for more room than what the node was checked for.
-        let grown = Allocation { job: job.clone(), ..Allocation::clone(&alloc) };
+        let deployment = self.part_in_deployment(at, &job, &alloc.group, false);
+        let grown = Allocation { job: job.clone(), deployment, ..Allocation::clone(&alloc) };
         if capacity::demand_of(&grown) != capacity::demand_of(&alloc) {
             return false;
         }
@@ -100,10 +105,11 @@ impl Catalog {
     }
 
     fn place(&mut self, at: At, plan: &Plan, asked: &Allocation) -> bool {
-        let Some(job) = self.job(&plan.job_id).cloned() else { return false };
+        let Some(job) = self.version_of(&plan.job_id, asked.job.version) else { return false };
         if !self.is_placeable(plan, &job, asked) {
             return false;
         }
+        let deployment = self.part_in_deployment(at, &job, &asked.group, asked.is_canary());
         let node_name = self.nodes.get(&asked.node_id).map(|node| node.name.clone()).unwrap_or_default();
         self.put_alloc(
             at,
@@ -116,6 +122,7 @@ impl Catalog {
                 task_states: BTreeMap::new(),
                 address: None,
                 checks: BTreeMap::new(),
+                deployment,
                 created_at: at.time,
                 created_at_index: at.index,
                 ..asked.clone()
@@ -124,23 +131,36 @@ impl Catalog {
         true
     }
 
+    fn version_of(&self, id: &JobId, version: u64) -> Option<Arc<Job>> {
+        self.job_versions(id).iter().find(|job| job.version == version).cloned()
+    }
+
     fn is_placeable(&self, plan: &Plan, job: &Job, asked: &Allocation) -> bool {
-        let of_job = *asked.job_id() == plan.job_id && asked.job.version == job.version && !job.stopped;
-        of_job
+        let runs = self.job(&plan.job_id).is_some_and(|newest| !newest.stopped);
+        *asked.job_id() == plan.job_id
+            && runs
             && !self.allocs.contains_key(&asked.id)
-            && job.group(&asked.group).is_some_and(|group| asked.slot < group.count)
-            && !self.slot_is_held(asked)
+            && job
+                .group(&asked.group)
+                .is_some_and(|group| asked.slot < group.count && self.place_is_free(job, group, asked))
             && self.fits(job, asked)
     }
 
-    /// An allocation that is to stop has given its slot up already, though not its resources.
-    fn slot_is_held(&self, asked: &Allocation) -> bool {
-        self.allocs_of_job(asked.job_id()).any(|other| {
-            other.group == asked.group
-                && other.slot == asked.slot
-                && other.is_live()
-                && other.desired == DesiredStatus::Run
-        })
+    /// An allocation that is to stop has given its slot up already, though not its resources. A canary, and the new one of
+    /// a start-first update, runs beside the one older version that still holds the slot.
+    fn place_is_free(&self, job: &Job, group: &TaskGroup, asked: &Allocation) -> bool {
+        let holders = self.allocs_of_job(asked.job_id()).filter(|other| {
+            let same_place =
+                other.slot == asked.slot && (job.kind != JobKind::System || other.node_id == asked.node_id);
+            other.group == asked.group && same_place && other.is_live() && other.desired == DesiredStatus::Run
+        });
+        let versions: Vec<u64> = holders.map(|other| other.job.version).collect();
+        let starts_first = group.update.is_some_and(|policy| policy.order == UpdateOrder::StartFirst);
+        match versions.as_slice() {
+            [] => true,
+            [older] => *older < asked.job.version && (asked.is_canary() || starts_first),
+            _ => false,
+        }
     }
 
     fn fits(&self, job: &Job, asked: &Allocation) -> bool {

@@ -1,7 +1,7 @@
 //! The catalog as an image of plain values, and back.
 
 use crate::{Catalog, StoredJob};
-use model::{Allocation, CatalogImage, Evaluation, Job, JobId, JobRecord, Node};
+use model::{Allocation, CatalogImage, Deployment, Evaluation, Job, JobId, JobRecord, Node};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -18,6 +18,7 @@ impl Catalog {
             jobs: self.jobs.values().map(|stored| stored.to_record()).collect(),
             allocs: self.allocs.values().map(|alloc| Allocation::clone(alloc)).collect(),
             evals: self.evals.values().map(|eval| Evaluation::clone(eval)).collect(),
+            deployments: self.deployments.values().map(|deployment| Deployment::clone(deployment)).collect(),
             vips: self.vips.iter().map(|(name, vip)| (name.clone(), *vip)).collect(),
             tables: self.tables.iter().map(|(table, index)| (*table, *index)).collect(),
             instances_modified: self.instances_modified.iter().map(|(id, index)| (*id, *index)).collect(),
@@ -45,6 +46,7 @@ impl Catalog {
         catalog.jobs = jobs.collect();
         catalog.restore_allocs(image.allocs);
         image.evals.into_iter().for_each(|eval| catalog.insert_eval(Arc::new(eval)));
+        image.deployments.into_iter().for_each(|deployment| catalog.insert_deployment(Arc::new(deployment)));
         for (id, modified) in image.instances_modified {
             let derived = catalog.derive_instances(id, modified);
             catalog.store_instances(id, derived, modified);

@@ -146,10 +146,10 @@ fn jobs_that_break_the_models_promises_are_refused() {
     nowhere.datacenters.clear();
     for job in [twice, taskless, nowhere, job("web", 50_001), job("", 1)] {
         let eval = eval(1, &job.id.0);
-        let refusal = log.refused(Command::RegisterJob { job: Box::new(job), eval });
+        let refusal = log.refused(Command::RegisterJob { job: Box::new(job), eval, enforce_index: None });
         assert!(matches!(refusal, Refusal::JobInvalid { .. }), "{refusal}");
     }
-    let other = Command::RegisterJob { job: Box::new(job("web", 1)), eval: eval(1, "db") };
+    let other = Command::RegisterJob { job: Box::new(job("web", 1)), eval: eval(1, "db"), enforce_index: None };
     assert!(matches!(log.refused(other), Refusal::EvalMismatch { .. }));
     assert!(log.state.job(&JobId("web".to_owned())).is_none());
 }
@@ -404,7 +404,7 @@ fn a_full_range_takes_addresses_from_names_that_are_gone() {
     log.must(bootstrap("10.64.0.0/11", "10.43.0.0/30"));
     log.register(job("one", 0));
     log.register(job("two", 0));
-    let full = Command::RegisterJob { job: Box::new(job("three", 0)), eval: eval(50, "three") };
+    let full = Command::RegisterJob { job: Box::new(job("three", 0)), eval: eval(50, "three"), enforce_index: None };
     assert!(matches!(log.refused(full), Refusal::AddressesExhausted { .. }));
     log.deregister("one", true);
     log.register(job("three", 0));
@@ -438,6 +438,7 @@ fn plan_of(eval: &Evaluation, placements: Vec<Allocation>, stops: Vec<PlannedSto
         in_place: Vec::new(),
         failures: BTreeMap::new(),
         queued: BTreeMap::new(),
+        deployment: None,
         follow_up_at: None,
     }
 }

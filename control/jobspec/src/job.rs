@@ -4,6 +4,7 @@
 mod group;
 mod service;
 mod task;
+mod update;
 mod value;
 
 use crate::eval::Scope;
@@ -11,7 +12,7 @@ use crate::section::{Section, Shape, nearest};
 use crate::source::Source;
 use hcl_edit::expr::Expression;
 use hcl_edit::structure::{Attribute, Block, Body, Structure};
-use model::{Constraint, Job, JobId, JobKind, Operator, TaskGroup, Timestamp, rules};
+use model::{Constraint, Job, JobId, JobKind, Operator, TaskGroup, Timestamp, UpdatePolicy, rules};
 use std::collections::BTreeMap;
 
 const FILE: Shape =
@@ -26,17 +27,15 @@ const VARIABLE: Shape = Shape {
 const JOB: Shape = Shape {
     name: "job",
     keys: &["id", "name", "namespace", "region", "type", "priority", "datacenters", "node_pool", "meta"],
-    blocks: &["group", "constraint", "meta"],
+    blocks: &["group", "constraint", "meta", "update", "migrate"],
     not_built: &[
         "affinity",
-        "migrate",
         "multiregion",
         "parameterized",
         "periodic",
         "reschedule",
         "spread",
         "ui",
-        "update",
         "vault",
         "consul_token",
         "vault_token",
@@ -96,6 +95,13 @@ fn variable<'b>(block: &'b Block, scope: &mut Scope<'b>, source: &mut Source<'_>
     }
 }
 
+/// What groups take from their job unless they say otherwise.
+struct Inherited {
+    kind: JobKind,
+    update: Option<UpdatePolicy>,
+    migrate_max_parallel: u32,
+}
+
 /// The two things every reader needs.
 struct Reader<'r, 'b, 't> {
     scope: &'r mut Scope<'b>,
@@ -108,8 +114,9 @@ impl Reader<'_, '_, '_> {
         let label = self.label(block);
         let id = self.text(section.get("id")).unwrap_or(label);
         self.rule(&block.ident, "the job's id", rules::name(&id));
-        self.kind(&section);
-        let groups: Vec<TaskGroup> = section.all("group").map(|group| self.group(group, &id)).collect();
+        let inherited = self.inherited(&section);
+        let groups: Vec<TaskGroup> =
+            section.all("group").map(|group| self.group(group, &id, &inherited)).collect();
         if groups.is_empty() {
             self.source.problem(&block.ident, "a job needs at least one `group` block");
         }
@@ -120,7 +127,7 @@ impl Reader<'_, '_, '_> {
             id: JobId(id),
             namespace: self.only(section.get("namespace"), "namespace", "default"),
             region: self.only(section.get("region"), "region", "global"),
-            kind: JobKind::Service,
+            kind: inherited.kind,
             priority: self.number(section.get("priority"), 1, u64::from(rules::PRIORITY_MAX), rules::DEFAULT_PRIORITY),
             datacenters: self.datacenters(&section),
             node_pool: self.text(section.get("node_pool")).unwrap_or_else(|| "default".to_owned()),
@@ -129,21 +136,30 @@ impl Reader<'_, '_, '_> {
             groups,
             version: 0,
             stopped: false,
+            stable: false,
             submitted_at: Timestamp::NEVER,
         }
     }
 
-    fn kind(&mut self, section: &Section<'_>) {
-        let Some(expression) = section.get("type") else { return };
-        match self.text(Some(expression)).as_deref() {
-            None | Some("service") => {}
-            Some(kind @ ("batch" | "system" | "sysbatch")) => {
-                self.source.problem(expression, format!("job type `{kind}` is not built yet; use \"service\""));
-            }
-            Some(other) => {
-                self.source.problem(expression, format!("`{other}` is not a job type; use \"service\""));
-            }
+    fn inherited(&mut self, section: &Section<'_>) -> Inherited {
+        let kind = self.kind(section);
+        Inherited {
+            kind,
+            update: self.update(section, kind, None),
+            migrate_max_parallel: self.migrate(section, rules::DEFAULT_MIGRATE_MAX_PARALLEL),
         }
+    }
+
+    fn kind(&mut self, section: &Section<'_>) -> JobKind {
+        let Some(expression) = section.get("type") else { return JobKind::Service };
+        let Some(text) = self.text(Some(expression)) else { return JobKind::Service };
+        let reason = match rules::job_kind(&text) {
+            Ok(kind) => return kind,
+            Err(rules::KindRefusal::NotBuilt) => format!("job type `{text}` is not built yet; use \"service\""),
+            Err(rules::KindRefusal::Unknown) => format!("`{text}` is not a job type; use \"service\""),
+        };
+        self.source.problem(expression, reason);
+        JobKind::Service
     }
 
     /// The one value that is built.

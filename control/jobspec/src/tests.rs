@@ -136,7 +136,7 @@ fn constraints_have_long_and_short_forms() {
 
 #[test]
 fn what_is_not_built_is_refused_by_name() {
-    check(&around("update {\nmax_parallel = 1\n}", ""), &["3:1: block `update` is not built yet"]);
+    check(&around("spread {\nattribute = \"a\"\n}", ""), &["3:1: block `spread` is not built yet"]);
     check(&around("", "template {\ndata = \"x\"\n}"), &["5:1: block `template` is not built yet"]);
     check(&around("", "leader = true"), &["5:1: key `leader` is not built yet"]);
     check(&around("", "resources { cores = 2 }"), &["5:13: key `cores` is not built yet"]);
@@ -188,7 +188,7 @@ fn what_would_never_match_or_never_be_dialled_is_refused() {
 
 #[test]
 fn every_block_that_nomad_knows_is_known_here() {
-    for block in ["affinity", "reschedule", "volume", "spread", "migrate", "scaling", "disconnect"] {
+    for block in ["affinity", "reschedule", "volume", "spread", "scaling", "disconnect"] {
         check(&around(&format!("{block} {{}}"), ""), &[&format!("3:1: block `{block}` is not built yet")]);
     }
     for block in ["artifact", "vault", "lifecycle", "volume_mount", "identity", "action", "dispatch_payload"] {
@@ -239,11 +239,11 @@ fn mistakes_are_named_with_their_places_and_what_would_be_right() {
 
 #[test]
 fn all_problems_are_told_at_once_in_order() {
-    let text = around("cuont = 2\nupdate {}", "driver = 5\nenv { A = [1] }\nresources { cpu = 0 }");
+    let text = around("cuont = 2\nspread {}", "driver = 5\nenv { A = [1] }\nresources { cpu = 0 }");
     let lines: Vec<String> = problems(&text.replace("driver = 5\n", "")).into_iter().collect();
     let expected = [
         "3:1: key `cuont` is not known in `group`",
-        "4:1: block `update` is not built yet",
+        "4:1: block `spread` is not built yet",
         "6:11: must be a string, not a list",
         "7:19: must be a whole number, 1 or more, not 0",
     ];
@@ -313,4 +313,28 @@ mod hostile {
             }
         }
     }
+}
+
+#[test]
+fn updates_are_inherited_from_the_job_and_checked() {
+    let text = MINIMAL.replace(
+        "group \"g\" {",
+        "update {\nmax_parallel = 2\ncanary = 1\n}\nmigrate {\nmax_parallel = 3\n}\ngroup \"g\" {\nupdate {\norder = \"start-first\"\nauto_promote = \"true\"\n}",
+    );
+    let group = &good(&text).groups[0];
+    let policy = group.update.expect("a policy");
+    assert_eq!((policy.max_parallel, policy.canary, policy.auto_promote), (2, 1, true));
+    assert_eq!((policy.order, group.migrate_max_parallel), (model::UpdateOrder::StartFirst, 3));
+    assert_eq!(good(MINIMAL).groups[0].update, None);
+    check(
+        &around("update {\nauto_promote = true\n}", ""),
+        &["3:1: update: auto_promote needs canary to be more than 0"],
+    );
+    check(&around("update {\norder = \"first\"\n}", ""), &["4:9: `first` must be \"stop-first\" or \"start-first\""]);
+}
+
+#[test]
+fn system_jobs_have_the_restart_policy_of_their_kind() {
+    let job = good(&MINIMAL.replace("group", "type = \"system\"\n  group"));
+    assert_eq!((job.kind, job.groups[0].restart), (model::JobKind::System, model::RestartPolicy::BATCH));
 }

@@ -83,9 +83,30 @@ impl<'a> Fleet<'a> {
         avoid: Option<NodeId>,
         random: &mut Random,
     ) -> Result<Spot<'a>, PlacementFailure> {
+        self.best_of(0..self.nodes.len(), request, avoid, random)
+    }
+
+    /// Room and ports on this node and no other.
+    pub(crate) fn find_on(
+        &self,
+        request: &Request<'_>,
+        node: NodeId,
+        random: &mut Random,
+    ) -> Result<Spot<'a>, PlacementFailure> {
+        let at = self.nodes.binary_search_by_key(&node, |state| state.node.id);
+        self.best_of(at.map_or(0..0, |at| at..at + 1), request, None, random)
+    }
+
+    fn best_of(
+        &self,
+        range: std::ops::Range<usize>,
+        request: &Request<'_>,
+        avoid: Option<NodeId>,
+        random: &mut Random,
+    ) -> Result<Spot<'a>, PlacementFailure> {
         let mut failure = PlacementFailure::default();
         let mut best: Option<(f64, &NodeState<'a>)> = None;
-        for (state, filtered) in self.nodes.iter().zip(&request.filtered) {
+        for (state, filtered) in self.nodes[range.clone()].iter().zip(&request.filtered[range]) {
             failure.nodes_evaluated += 1;
             if note_reasons(&mut failure, state.filtered(request, filtered), state.misfits(request)) {
                 continue;
@@ -101,7 +122,7 @@ impl<'a> Fleet<'a> {
 
     /// Whether a place could be found if `leaving` were gone.
     pub(crate) fn would_fit_without(&mut self, request: &Request<'_>, leaving: &Allocation) -> bool {
-        let Some(i) = self.nodes.iter().position(|state| state.node.id == leaving.node_id) else { return false };
+        let Ok(i) = self.nodes.binary_search_by_key(&leaving.node_id, |state| state.node.id) else { return false };
         self.nodes[i].usage.remove(leaving);
         let state = &self.nodes[i];
         let fits = state.filtered(request, &request.filtered[i]).is_empty() && state.misfits(request).is_empty();
@@ -130,7 +151,8 @@ impl<'a> Fleet<'a> {
     }
 
     fn state_mut(&mut self, id: NodeId) -> Option<&mut NodeState<'a>> {
-        self.nodes.iter_mut().find(|state| state.node.id == id)
+        let at = self.nodes.binary_search_by_key(&id, |state| state.node.id).ok()?;
+        self.nodes.get_mut(at)
     }
 }
 
@@ -258,6 +280,7 @@ mod tests {
             drivers: BTreeMap::new(),
             status: NodeStatus::Ready,
             eligibility: Eligibility::Eligible,
+            drain: None,
             epoch: Epoch(1),
             blocks: Vec::new(),
             version: String::new(),
@@ -278,6 +301,8 @@ mod tests {
             tasks: Vec::new(),
             meta: BTreeMap::new(),
             disk_mb: 0,
+            update: None,
+            migrate_max_parallel: 1,
         }
     }
 

@@ -27,7 +27,11 @@ impl Random {
         bits ^ (bits >> 31)
     }
 
+    pub(crate) fn bits(&mut self) -> u128 {
+        (u128::from(self.next()) << 64) | u128::from(self.next())
+    }
+
     pub(crate) fn alloc_id(&mut self) -> AllocId {
-        AllocId::from_random((u128::from(self.next()) << 64) | u128::from(self.next()))
+        AllocId::from_random(self.bits())
     }
 }

@@ -1,49 +1,60 @@
 //! What a job's allocations need: which to stop, which to keep, which slots to fill and when.
 //!
-//! A slot is a number from 0 to count - 1 within a group; at most one allocation that is to run holds it. An allocation on
-//! a suspect node keeps its slot; one on a node that is down is lost and its slot is filled at once; one that failed leaves
-//! its slot empty for a delay that doubles with every failure.
+//! An allocation on a suspect node keeps its slot; one on a node that is down is lost and its slot is filled at once; one
+//! that failed leaves its slot empty for a while; one on a node that drains moves as its group's `migrate` allows.
 
 use crate::ClusterView;
 use crate::change::{GroupChange, group_change};
 use crate::feasible::Feasibility;
 use crate::place::{Fleet, Request, Spot};
 use crate::random::Random;
+use crate::rollout::Tally;
+use crate::slots::{EmptySlot, Refill, Slot, newest_by, refill};
+use crate::stage::{Rollout, Stage, deployment_of};
 use model::{
-    AllocId, Allocation, ClientStatus, DesiredStatus, Job, Node, NodeId, NodeStatus, PlacementFailure, Plan,
-    PlannedStop, TaskGroup, Timestamp,
+    AllocDeployment, AllocId, Allocation, ClientStatus, DeploymentId, DesiredStatus, Job, JobKind, JobRecord, Node,
+    NodeId, NodeStatus, PlacementFailure, Plan, PlannedStop, TaskGroup, Timestamp, UpdateOrder,
 };
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-/// Nomad's default `reschedule` for service jobs: exponential from 30 s to 1 h, without limit.
-const RESCHEDULE_DELAY: Duration = Duration::from_secs(30);
-const RESCHEDULE_DELAY_MAX: Duration = Duration::from_secs(3600);
+pub(crate) const REPLACED: &str = "a newer version of the job replaces it";
+pub(crate) const DRAINED: &str = "its node drains";
 
-/// A slot that nothing holds, with what may be known from its last allocation.
-struct EmptySlot<'a> {
-    slot: u32,
-    last: Option<&'a Allocation>,
-    /// How often its allocation will have been rescheduled.
-    reschedules: u32,
-    avoid: Option<NodeId>,
+/// What a plan does to a group, and what it has yet to do: for dry runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupChanges {
+    pub ignore: u32,
+    pub place: u32,
+    pub migrate: u32,
+    pub stop: u32,
+    pub in_place: u32,
+    /// All that the newest version replaces, now or later.
+    pub destructive: u32,
+    pub canary: u32,
 }
 
-struct Planner<'p, 'a> {
-    plan: &'p mut Plan,
-    job: Arc<Job>,
-    fleet: Fleet<'a>,
-    now: Timestamp,
+pub(crate) struct Planner<'p, 'a> {
+    pub(crate) plan: &'p mut Plan,
+    pub(crate) changes: BTreeMap<String, GroupChanges>,
+    pub(crate) job: Arc<Job>,
+    pub(crate) fleet: Fleet<'a>,
+    pub(crate) nodes: BTreeMap<NodeId, &'a Node>,
+    pub(crate) now: Timestamp,
     seed: u64,
 }
 
-/// A group's allocations that stay, by slot, sorted by how they compare with the job's newest version.
-#[derive(Default)]
-struct Kept<'a> {
-    by_slot: BTreeMap<u32, &'a Allocation>,
-    outdated: Vec<&'a Allocation>,
+/// A group's slots, from 0 to count - 1.
+struct Held<'a> {
+    slots: Vec<Slot<'a>>,
+}
+
+/// A slot that is to be filled beside or after what holds it.
+struct Replacement<'a> {
+    slot: u32,
+    old: &'a Allocation,
+    stop_old: bool,
+    canary: bool,
 }
 
 /// Stops everything of a job that is stopped (`registered`) or gone.
@@ -60,81 +71,360 @@ pub(crate) fn stop_all(plan: &mut Plan, view: &ClusterView<'_>, registered: bool
 }
 
 /// Brings the allocations to what the job asks for.
-pub(crate) fn fill(plan: &mut Plan, view: &ClusterView<'_>, job: &Job, now: Timestamp, seed: u64) {
+pub(crate) fn fill(
+    plan: &mut Plan,
+    view: &ClusterView<'_>,
+    job: &Job,
+    now: Timestamp,
+    seed: u64,
+) -> BTreeMap<String, GroupChanges> {
     let nodes = nodes_by_id(view);
     let live = live_of_job(plan, view);
     plan.stops.extend(live.iter().filter(|alloc| is_lost(alloc, &nodes)).map(|alloc| lost(alloc)));
     let running: Vec<&Allocation> =
         live.into_iter().filter(|alloc| alloc.desired == DesiredStatus::Run && !is_lost(alloc, &nodes)).collect();
-    let removed = running.iter().filter(|alloc| job.group(&alloc.group).is_none());
-    plan.stops.extend(removed.map(|alloc| stopped(alloc, "its group is no longer part of the job")));
-    let kept: Vec<Kept<'_>> = job.groups.iter().map(|group| keep(plan, group, &running)).collect();
-    let holders: Vec<&Allocation> = kept.iter().flat_map(|kept| kept.by_slot.values().copied()).collect();
-    let fleet = Fleet::new(&view.nodes, &view.allocs, &holders, seed);
-    let mut planner = Planner { plan, job: Arc::new(job.clone()), fleet, now, seed };
-    for (group, mut kept) in job.groups.iter().zip(kept) {
-        planner.update_in_place(group, &mut kept, &nodes);
-        planner.fill_group(job, group, &kept, view);
+    let changes = job.groups.iter().map(|group| (group.name.clone(), GroupChanges::default())).collect();
+    let fleet = Fleet::new(&view.nodes, &view.allocs, &running, seed);
+    let mut planner = Planner { plan, changes, job: Arc::new(job.clone()), fleet, nodes, now, seed };
+    for alloc in running.iter().filter(|alloc| job.group(&alloc.group).is_none()) {
+        planner.stop(alloc, "its group is no longer part of the job");
     }
+    match job.kind {
+        JobKind::System => job.groups.iter().for_each(|group| planner.fill_nodes(job, group, &running, view)),
+        JobKind::Service | JobKind::Batch => planner.fill_slots(job, &running, view),
+    }
+    planner.changes
 }
 
 impl<'a> Planner<'_, 'a> {
-    /// Adopts the newest version where nothing has to restart; the others are left in `kept.outdated`.
-    fn update_in_place(&mut self, group: &TaskGroup, kept: &mut Kept<'a>, nodes: &BTreeMap<NodeId, &Node>) {
-        let job = self.job.clone();
-        let feasibility = Feasibility::new(&job, group);
-        let older = kept.by_slot.values().filter(|alloc| alloc.job.version != job.version);
-        for alloc in older {
-            let in_place = group_change(&alloc.job, &job, &group.name) == GroupChange::InPlace;
-            let still_allowed =
-                nodes.get(&alloc.node_id).is_some_and(|node| feasibility.reasons_against(node).is_empty());
-            if in_place && still_allowed {
-                self.plan.in_place.push(alloc.id);
-            } else {
-                kept.outdated.push(alloc);
-            }
+    fn fill_slots(&mut self, job: &'a Job, running: &[&'a Allocation], view: &ClusterView<'a>) {
+        let held: Vec<Held<'a>> = job.groups.iter().map(|group| self.hold(group, running)).collect();
+        let outdated = |name: &str| {
+            let of_group = job.groups.iter().zip(&held).find(|(group, _)| group.name == name);
+            of_group.map_or(0, |(_, held)| held.slots.iter().filter(|slot| slot.outdated.is_some()).count())
+        };
+        let id = self.deployment_id();
+        let deployment = deployment_of(job, view.deployment, id, outdated, self.now);
+        for (group, held) in job.groups.iter().zip(held) {
+            let rollout = Rollout::of(group, deployment.as_ref());
+            self.fill_group(job, group, held, &rollout, view);
+        }
+        let is_new = deployment.as_ref().is_some_and(|deployment| deployment.id == id);
+        let does_something = !self.plan.placements.is_empty() || !self.plan.in_place.is_empty();
+        if is_new && (does_something || !self.plan.failures.is_empty()) {
+            self.plan.deployment = deployment;
         }
     }
 
-    fn fill_group(&mut self, job: &'a Job, group: &'a TaskGroup, kept: &Kept<'a>, view: &ClusterView<'a>) {
-        let missing: BTreeSet<u32> = (0..group.count).filter(|slot| !kept.by_slot.contains_key(slot)).collect();
-        if missing.is_empty() && kept.outdated.is_empty() {
+    fn deployment_id(&self) -> DeploymentId {
+        let bits = Random::new(self.seed, &[self.plan.eval_id.0.as_u128(), name_bits("deployment")]).bits();
+        DeploymentId::from_random(bits)
+    }
+
+    /// Sorts the group's allocations into slots; what has no place in one is stopped. Where nothing has to restart, the
+    /// newest version is adopted.
+    fn hold(&mut self, group: &TaskGroup, running: &[&'a Allocation]) -> Held<'a> {
+        let mut slots = vec![Slot::default(); group.count as usize];
+        let mut of_group: Vec<&Allocation> =
+            running.iter().copied().filter(|alloc| alloc.group == group.name).collect();
+        // Should two hold one place, the one that works and is newest stays; a canary only if nothing else is there.
+        of_group.sort_by_key(|alloc| {
+            let newest = alloc.job.version == self.job.version;
+            let established = newest || !alloc.is_canary();
+            std::cmp::Reverse((established, alloc.is_healthy(), alloc.job.version, alloc.created_at_index, alloc.id))
+        });
+        let job = self.job.clone();
+        let feasibility = Feasibility::new(&job, group);
+        for alloc in of_group {
+            let change = self.change_of(&feasibility, alloc);
+            let Some(slot) = slots.get_mut(alloc.slot as usize) else {
+                self.stop(alloc, "the job asks for fewer");
+                continue;
+            };
+            let place = if change == Some(GroupChange::Destructive) { &mut slot.outdated } else { &mut slot.current };
+            if place.is_some() {
+                self.stop(alloc, "another allocation holds its slot");
+                continue;
+            }
+            *place = Some(alloc);
+        }
+        slots.iter().filter_map(|slot| slot.current).for_each(|alloc| self.adopt(alloc));
+        Held { slots }
+    }
+
+    /// How an allocation gets to the newest version; `None` when it is of it.
+    pub(crate) fn change_of(&self, feasibility: &Feasibility<'_>, alloc: &Allocation) -> Option<GroupChange> {
+        if alloc.job.version == self.job.version {
+            return None;
+        }
+        let in_place = group_change(&alloc.job, &self.job, &alloc.group) == GroupChange::InPlace;
+        let node = self.nodes.get(&alloc.node_id);
+        let allowed = node.is_some_and(|node| feasibility.reasons_against(node).is_empty());
+        Some(if in_place && allowed { GroupChange::InPlace } else { GroupChange::Destructive })
+    }
+
+    pub(crate) fn adopt(&mut self, alloc: &Allocation) {
+        if alloc.job.version != self.job.version {
+            self.plan.in_place.push(alloc.id);
+            self.changes(&alloc.group).in_place += 1;
+        }
+    }
+
+    fn fill_group(
+        &mut self,
+        job: &'a Job,
+        group: &'a TaskGroup,
+        mut held: Held<'a>,
+        rollout: &Rollout,
+        view: &ClusterView<'a>,
+    ) {
+        self.settle_pairs(&mut held, rollout);
+        self.note_kept(group, &held);
+        if held.slots.iter().all(|slot| slot.alone().is_some_and(|alloc| self.is_settled(slot, alloc))) {
             return;
         }
         let request = self.fleet.request(job, group);
-        let last = last_of_slots(view, job, group);
-        for slot in &missing {
-            match empty_slot(*slot, last.get(slot).copied(), job, self.now) {
-                Ok(empty) => drop(self.place(&request, group, &empty)),
-                Err(not_before) => self.look_again_at(not_before),
-            }
+        let last = newest_by(&view.allocs, job, group, |alloc| alloc.slot);
+        if rollout.stage != Stage::Paused {
+            self.fill_empty(&request, group, &mut held, rollout, &last);
         }
-        if missing.is_empty() && kept.current_are_healthy() {
-            self.replace_next(&request, group, kept);
+        match rollout.stage {
+            Stage::Canaries(wanted) => self.place_canaries(&request, group, &mut held, rollout, wanted, &last),
+            Stage::Rolling => self.roll(&request, group, &mut held, rollout, &last),
+            Stage::Paused | Stage::Failed => {}
+        }
+        self.migrate(&request, group, &mut held, rollout);
+    }
+
+    fn is_settled(&self, slot: &Slot<'_>, alloc: &Allocation) -> bool {
+        slot.outdated.is_none() && self.drain_of(alloc).is_none()
+    }
+
+    /// Where an old and a new allocation share a slot, the new one takes over once it has proven itself.
+    fn settle_pairs(&mut self, held: &mut Held<'a>, rollout: &Rollout) {
+        for slot in &mut held.slots {
+            let (Some(new), Some(old)) = (slot.current, slot.outdated) else { continue };
+            let adopted = new.job.version != self.job.version;
+            if adopted || (!new.is_canary() && works(new, rollout)) {
+                self.stop(old, REPLACED);
+                slot.outdated = None;
+            } else if rollout.stage == Stage::Failed || (new.is_canary() && rollout.deployment.is_none()) {
+                self.stop(new, "its deployment failed");
+                slot.current = None;
+            }
         }
     }
 
-    /// Replaces one outdated allocation: one that does not work anyway if there is any, else the lowest slot.
-    fn replace_next(&mut self, request: &Request<'_>, group: &TaskGroup, kept: &Kept<'a>) {
-        let Some(old) = kept.outdated.iter().min_by_key(|alloc| (alloc.is_healthy(), alloc.slot)) else { return };
-        let empty = EmptySlot { slot: old.slot, last: Some(old), reschedules: 0, avoid: None };
-        self.fleet.release_slot(old);
-        // With no room for both at once the old one goes first and the slot is filled when it has ended.
-        if self.place(request, group, &empty) || self.fleet.would_fit_without(request, old) {
-            self.plan.stops.push(stopped(old, "a newer version of the job replaces it"));
+    fn note_kept(&mut self, group: &TaskGroup, held: &Held<'a>) {
+        let version = self.job.version;
+        let unchanged = held.slots.iter().filter_map(|slot| slot.current).filter(|alloc| alloc.job.version == version);
+        let (ignore, destructive) =
+            (unchanged.count(), held.slots.iter().filter(|slot| slot.outdated.is_some()).count());
+        let changes = self.changes(&group.name);
+        changes.ignore = ignore as u32;
+        changes.destructive = destructive as u32;
+    }
+
+    fn fill_empty(
+        &mut self,
+        request: &Request<'_>,
+        group: &TaskGroup,
+        held: &mut Held<'a>,
+        rollout: &Rollout,
+        last: &BTreeMap<u32, &'a Allocation>,
+    ) {
+        let empty = (0..group.count).zip(&held.slots).filter(|(_, slot)| slot.is_empty()).map(|(slot, _)| slot);
+        for slot in empty.collect::<Vec<u32>>() {
+            let last = last.get(&slot).copied();
+            let job = self.job_to_refill(slot, last, rollout);
+            match refill(slot, last, &job, self.now) {
+                Refill::Now(empty) => {
+                    self.changes(&group.name).place += 1;
+                    held.slots[slot as usize].busy =
+                        self.place(request, group, &empty, &job, self.part(rollout, false));
+                }
+                Refill::NotBefore(time) => self.look_again_at(time),
+                Refill::Never => {}
+            }
+        }
+    }
+
+    /// While canaries are tried out, what is lost comes back as it was.
+    fn job_to_refill(&self, slot: u32, last: Option<&Allocation>, rollout: &Rollout) -> Arc<Job> {
+        let before = last.filter(|last| {
+            let still_kept = self.job.version.saturating_sub(last.job.version) < JobRecord::VERSIONS_MAX as u64;
+            let has_slot = last.task_group().is_some_and(|group| slot < group.count);
+            rollout.stage != Stage::Rolling && last.job.version < self.job.version && still_kept && has_slot
+        });
+        before.map_or_else(|| self.job.clone(), |last| last.job.clone())
+    }
+
+    fn place_canaries(
+        &mut self,
+        request: &Request<'_>,
+        group: &TaskGroup,
+        held: &mut Held<'a>,
+        rollout: &Rollout,
+        wanted: u32,
+        last: &BTreeMap<u32, &'a Allocation>,
+    ) {
+        let placed = held.slots.iter().filter(|slot| slot.current.is_some_and(Allocation::is_canary)).count();
+        let missing = (wanted as usize).saturating_sub(placed);
+        self.changes(&group.name).canary = missing as u32;
+        let free = outdated_alone(held).take(missing);
+        for (slot, old) in free.collect::<Vec<_>>() {
+            let canary = Replacement { slot, old, stop_old: false, canary: true };
+            held.slots[slot as usize].busy = self.replace(request, group, rollout, &canary, last);
+        }
+    }
+
+    fn roll(
+        &mut self,
+        request: &Request<'_>,
+        group: &TaskGroup,
+        held: &mut Held<'a>,
+        rollout: &Rollout,
+        last: &BTreeMap<u32, &'a Allocation>,
+    ) {
+        let (working, broken): (Vec<_>, Vec<_>) = outdated_alone(held).partition(|(_, alloc)| alloc.is_healthy());
+        let room = tally(held, rollout).room(rollout.max_parallel, broken.len());
+        let stop_first = rollout.order == UpdateOrder::StopFirst;
+        let broken = broken.into_iter().take(room.broken).map(|chosen| (chosen, true));
+        let working = working.into_iter().take(room.working).map(|chosen| (chosen, stop_first));
+        for ((slot, old), stop_old) in broken.chain(working) {
+            let replacement = Replacement { slot, old, stop_old, canary: false };
+            held.slots[slot as usize].busy = self.replace(request, group, rollout, &replacement, last);
+        }
+    }
+
+    /// Moves what stands on draining nodes: at the deadline at once, before it as `migrate` allows; batch work may end.
+    fn migrate(&mut self, request: &Request<'_>, group: &TaskGroup, held: &mut Held<'a>, rollout: &Rollout) {
+        let leaving: Vec<(u32, &Allocation)> = (0..)
+            .zip(&held.slots)
+            .flat_map(|(slot, holders)| holders.holders().map(move |alloc| (slot, alloc)))
+            .filter(|(_, alloc)| self.drain_of(alloc).is_some())
+            .collect();
+        let (due, patient): (Vec<_>, Vec<_>) = leaving.into_iter().partition(|(_, alloc)| self.must_leave(alloc));
+        for (slot, alloc) in due {
+            match held.slots[slot as usize].alone() {
+                Some(_) => self.move_away(request, group, rollout, (slot, alloc), true),
+                None if self.plan.stops.iter().any(|stop| stop.alloc_id == alloc.id) => {}
+                // The other one of the pair stays.
+                None => self.stop(alloc, DRAINED),
+            }
+            held.slots[slot as usize].busy = true;
+        }
+        if self.job.kind == JobKind::Batch {
+            return;
+        }
+        let alone = patient.into_iter().filter(|(slot, _)| held.slots[*slot as usize].alone().is_some());
+        let (working, broken): (Vec<_>, Vec<_>) = alone.partition(|(_, alloc)| works(alloc, rollout));
+        let room = tally(held, rollout).room(group.migrate_max_parallel as usize, broken.len());
+        let chosen = broken.into_iter().take(room.broken).chain(working.into_iter().take(room.working));
+        chosen.for_each(|leaving| self.move_away(request, group, rollout, leaving, false));
+    }
+
+    fn move_away(
+        &mut self,
+        request: &Request<'_>,
+        group: &TaskGroup,
+        rollout: &Rollout,
+        (slot, alloc): (u32, &'a Allocation),
+        at_once: bool,
+    ) {
+        let empty = EmptySlot { slot, last: Some(alloc), reschedules: alloc.reschedules, avoid: None };
+        self.fleet.release_slot(alloc);
+        let job = self.job_to_refill(slot, Some(alloc), rollout);
+        if self.place(request, group, &empty, &job, self.part(rollout, false)) || at_once {
+            self.plan.stops.push(stopped(alloc, DRAINED));
+            self.changes(&group.name).migrate += 1;
         } else {
+            self.fleet.hold_slot(alloc);
+        }
+    }
+
+    pub(crate) fn drain_of(&self, alloc: &Allocation) -> Option<model::Drain> {
+        self.nodes.get(&alloc.node_id).and_then(|node| node.drain)
+    }
+
+    pub(crate) fn must_leave(&self, alloc: &Allocation) -> bool {
+        self.drain_of(alloc).is_some_and(|drain| drain.is_due(self.now))
+    }
+
+    /// Whether the new one was placed, or could be once the old one has ended, which it then is told to.
+    fn replace(
+        &mut self,
+        request: &Request<'_>,
+        group: &TaskGroup,
+        rollout: &Rollout,
+        replacement: &Replacement<'a>,
+        last: &BTreeMap<u32, &'a Allocation>,
+    ) -> bool {
+        let Replacement { slot, old, stop_old, canary } = *replacement;
+        // What was tried in this slot and failed waits as any failure does.
+        let tried = last.get(&slot).copied().filter(|tried| tried.id != old.id);
+        let (reschedules, avoid) = match refill(slot, tried, &self.job, self.now) {
+            Refill::NotBefore(time) => {
+                self.look_again_at(time);
+                return false;
+            }
+            Refill::Now(empty) => (empty.reschedules, empty.avoid),
+            Refill::Never => return false,
+        };
+        let empty = EmptySlot { slot, last: Some(old), reschedules, avoid };
+        if stop_old {
+            self.fleet.release_slot(old);
+        }
+        let job = self.job.clone();
+        let placed = self.place(request, group, &empty, &job, self.part(rollout, canary));
+        // With no room for both at once the old one goes first and the slot is filled when it has ended.
+        if stop_old && (placed || self.fleet.would_fit_without(request, old)) {
+            self.plan.stops.push(stopped(old, REPLACED));
+            return true;
+        }
+        if stop_old {
             self.fleet.hold_slot(old);
         }
+        placed
+    }
+
+    fn part(&self, rollout: &Rollout, canary: bool) -> Option<AllocDeployment> {
+        rollout.deployment.map(|id| AllocDeployment { id, healthy: None, changed_at: self.now, canary })
     }
 
     /// Whether the slot could be filled; if not, the failure is noted.
-    fn place(&mut self, request: &Request<'_>, group: &TaskGroup, empty: &EmptySlot<'_>) -> bool {
-        let purpose = [self.plan.eval_id.0.as_u128(), u128::from(self.plan.snapshot_index.0), name_bits(&group.name)];
-        let mut random = Random::new(self.seed.wrapping_add(u64::from(empty.slot)), &purpose);
+    fn place(
+        &mut self,
+        request: &Request<'_>,
+        group: &TaskGroup,
+        empty: &EmptySlot<'_>,
+        job: &Arc<Job>,
+        part: Option<AllocDeployment>,
+    ) -> bool {
+        let mut random = self.random(group, u64::from(empty.slot));
         let id = random.alloc_id();
-        match self.fleet.find(request, empty.avoid, &mut random) {
+        let found = self.fleet.find(request, empty.avoid, &mut random);
+        self.take(group, empty, job, part, id, found)
+    }
+
+    pub(crate) fn random(&self, group: &TaskGroup, place: u64) -> Random {
+        let purpose = [self.plan.eval_id.0.as_u128(), u128::from(self.plan.snapshot_index.0), name_bits(&group.name)];
+        Random::new(self.seed.wrapping_add(place), &purpose)
+    }
+
+    pub(crate) fn take(
+        &mut self,
+        group: &TaskGroup,
+        empty: &EmptySlot<'_>,
+        job: &Arc<Job>,
+        part: Option<AllocDeployment>,
+        id: AllocId,
+        found: Result<Spot<'_>, PlacementFailure>,
+    ) -> bool {
+        match found {
             Ok(spot) => {
-                let alloc = self.allocation(id, group, empty, spot);
+                let part = part.filter(|_| job.version == self.job.version);
+                let alloc = Allocation { deployment: part, ..self.allocation(id, group, empty, job, spot) };
                 self.fleet.add(&alloc);
                 self.plan.placements.push(alloc);
                 true
@@ -146,13 +436,20 @@ impl<'a> Planner<'_, 'a> {
         }
     }
 
-    fn allocation(&self, id: AllocId, group: &TaskGroup, empty: &EmptySlot<'_>, spot: Spot<'_>) -> Allocation {
+    fn allocation(
+        &self,
+        id: AllocId,
+        group: &TaskGroup,
+        empty: &EmptySlot<'_>,
+        job: &Arc<Job>,
+        spot: Spot<'_>,
+    ) -> Allocation {
         Allocation {
             id,
             eval_id: self.plan.eval_id,
             node_id: spot.node.id,
             node_name: spot.node.name.clone(),
-            job: self.job.clone(),
+            job: job.clone(),
             group: group.name.clone(),
             slot: empty.slot,
             ports: spot.ports,
@@ -165,11 +462,22 @@ impl<'a> Planner<'_, 'a> {
             task_states: BTreeMap::new(),
             address: None,
             checks: BTreeMap::new(),
+            deployment: None,
             created_at: self.now,
             modified_at: self.now,
             created_at_index: Default::default(),
             modified_at_index: Default::default(),
         }
+    }
+
+    pub(crate) fn stop(&mut self, alloc: &Allocation, reason: &str) {
+        self.fleet.release_slot(alloc);
+        self.plan.stops.push(stopped(alloc, reason));
+        self.changes(&alloc.group).stop += 1;
+    }
+
+    pub(crate) fn changes(&mut self, group: &str) -> &mut GroupChanges {
+        self.changes.entry(group.to_owned()).or_default()
     }
 
     fn note_failure(&mut self, group: &TaskGroup, failure: PlacementFailure) {
@@ -180,87 +488,37 @@ impl<'a> Planner<'_, 'a> {
         }
     }
 
-    fn look_again_at(&mut self, time: Timestamp) {
+    pub(crate) fn look_again_at(&mut self, time: Timestamp) {
         self.plan.follow_up_at = Some(self.plan.follow_up_at.map_or(time, |earlier| earlier.min(time)));
     }
 }
 
-impl Kept<'_> {
-    fn current_are_healthy(&self) -> bool {
-        let outdated: BTreeSet<AllocId> = self.outdated.iter().map(|alloc| alloc.id).collect();
-        self.by_slot.values().all(|alloc| outdated.contains(&alloc.id) || alloc.is_healthy())
+/// In a deployment an allocation works when that was decided; outside of one, when it runs and its checks pass.
+fn works(alloc: &Allocation, rollout: &Rollout) -> bool {
+    match rollout.deployment.and_then(|id| alloc.health_in(id)) {
+        Some(decided) => decided == Some(true),
+        None => alloc.is_healthy(),
     }
 }
 
-/// One allocation for each slot of the group; surplus ones are stopped.
-fn keep<'a>(plan: &mut Plan, group: &TaskGroup, running: &[&'a Allocation]) -> Kept<'a> {
-    let mut kept = Kept::default();
-    let mut of_group: Vec<&Allocation> = running.iter().copied().filter(|alloc| alloc.group == group.name).collect();
-    // Should two hold one slot, the one that works and is newest stays.
-    of_group.sort_by_key(|alloc| {
-        std::cmp::Reverse((alloc.is_healthy(), alloc.job.version, alloc.created_at_index, alloc.id))
-    });
-    for alloc in of_group {
-        if alloc.slot >= group.count {
-            plan.stops.push(stopped(alloc, "the job asks for fewer"));
-            continue;
-        }
-        match kept.by_slot.entry(alloc.slot) {
-            Entry::Vacant(free) => {
-                free.insert(alloc);
-            }
-            Entry::Occupied(_) => plan.stops.push(stopped(alloc, "another allocation holds its slot")),
-        }
-    }
-    kept
-}
-
-/// How the slot is to be filled now, or when it may be.
-fn empty_slot<'a>(
-    slot: u32,
-    last: Option<&'a Allocation>,
-    job: &Job,
-    now: Timestamp,
-) -> Result<EmptySlot<'a>, Timestamp> {
-    let same_work = |last: &&Allocation| group_change(&last.job, job, &last.group) == GroupChange::InPlace;
-    let Some(of_this_work) = last.filter(same_work) else {
-        return Ok(EmptySlot { slot, last, reschedules: 0, avoid: None });
+fn tally(held: &Held<'_>, rollout: &Rollout) -> Tally {
+    // What was replaced just now is about to stop.
+    let works_at_all = |slot: &&Slot<'_>| {
+        let current = slot.current.is_some_and(|alloc| works(alloc, rollout));
+        !slot.busy && (current || slot.outdated.is_some_and(Allocation::is_healthy))
     };
-    let ended_by_itself = of_this_work.desired == DesiredStatus::Run
-        && matches!(of_this_work.client, ClientStatus::Failed | ClientStatus::Complete);
-    if !ended_by_itself {
-        return Ok(EmptySlot { slot, last, reschedules: of_this_work.reschedules, avoid: None });
+    let in_flight =
+        |slot: &&Slot<'_>| slot.busy || slot.is_empty() || slot.current.is_some_and(|alloc| !works(alloc, rollout));
+    Tally {
+        slots: held.slots.len(),
+        working: held.slots.iter().filter(works_at_all).count(),
+        in_flight: held.slots.iter().filter(in_flight).count(),
     }
-    let failures = failures_in_a_row(of_this_work);
-    let not_before = ended_at(of_this_work).plus(reschedule_delay(failures));
-    if now < not_before {
-        return Err(not_before);
-    }
-    Ok(EmptySlot { slot, last, reschedules: failures.saturating_add(1), avoid: Some(of_this_work.node_id) })
 }
 
-/// An allocation that ran for longer than the longest delay starts the count anew.
-fn failures_in_a_row(alloc: &Allocation) -> u32 {
-    let ran_for = ended_at(alloc).since(alloc.created_at);
-    if ran_for > RESCHEDULE_DELAY_MAX { 0 } else { alloc.reschedules }
-}
-
-fn reschedule_delay(failures: u32) -> Duration {
-    let factor = 1u32.checked_shl(failures).unwrap_or(u32::MAX);
-    RESCHEDULE_DELAY.saturating_mul(factor).min(RESCHEDULE_DELAY_MAX)
-}
-
-fn ended_at(alloc: &Allocation) -> Timestamp {
-    let finished = alloc.task_states.values().map(|state| state.finished_at).max();
-    finished.filter(|time| *time != Timestamp::NEVER).unwrap_or(alloc.modified_at)
-}
-
-/// The newest allocation of every slot.
-fn last_of_slots<'a>(view: &ClusterView<'a>, job: &Job, group: &TaskGroup) -> BTreeMap<u32, &'a Allocation> {
-    let mut of_group: Vec<&Allocation> =
-        view.allocs.iter().copied().filter(|alloc| *alloc.job_id() == job.id && alloc.group == group.name).collect();
-    of_group.sort_by_key(|alloc| (alloc.created_at_index, alloc.created_at, alloc.id));
-    of_group.into_iter().map(|alloc| (alloc.slot, alloc)).collect()
+/// Slots in which nothing newer stands beside the outdated one, by number.
+fn outdated_alone<'a>(held: &Held<'a>) -> impl Iterator<Item = (u32, &'a Allocation)> {
+    (0..).zip(&held.slots).filter_map(|(number, slot)| Some((number, slot.outdated_alone()?)))
 }
 
 /// In the order of their groups, slots and ids, whatever order the view has.
@@ -284,7 +542,7 @@ fn lost(alloc: &Allocation) -> PlannedStop {
     PlannedStop { alloc_id: alloc.id, reason: "its node is down".to_owned(), client: Some(ClientStatus::Lost) }
 }
 
-fn stopped(alloc: &Allocation, reason: &str) -> PlannedStop {
+pub(crate) fn stopped(alloc: &Allocation, reason: &str) -> PlannedStop {
     PlannedStop { alloc_id: alloc.id, reason: reason.to_owned(), client: None }
 }
 

@@ -5,11 +5,16 @@
 //! ```text
 //! node NAME [cpu= memory= disk= dc= pool= attr.KEY= meta.KEY= driver.NAME=healthy|unhealthy eligible=no]
 //! status NODE ready|suspect|down
-//! job NAME [dc=a,b pool= priority= constraint=LEFT|OP|RIGHT meta.KEY=]
-//!     group NAME [count= cpu= memory= disk= command= env.KEY= constraint= port.LABEL=dynamic|static:N|to:N service=NAME]…
+//! job NAME [type=system|batch dc=a,b pool= priority= constraint=LEFT|OP|RIGHT meta.KEY=]
+//!     group NAME [count= cpu= memory= disk= command= env.KEY= constraint= port.LABEL=dynamic|static:N|to:N service=NAME
+//!                 update.max_parallel= update.canary= update.order= update.auto_revert=yes update.auto_promote=yes
+//!                 migrate=]…
 //! stop JOB [purge]
 //! report ALLOC|* pending|running|unhealthy|failed|complete      advance 30s       reboot NODE (a new session)
 //! plan JOB        plans twice: prints and applies the first plan, and says so if the second one would change anything
+//! watch JOB       takes the step that is due in the job's deployment and shows how the deployment stands
+//! promote JOB     promotes its canaries        pause|resume|fail JOB
+//! drain NODE SECONDSs|never|force|off          a node's drain
 //! allocs          what is live and where
 //! ```
 #![cfg(test)]
@@ -18,8 +23,9 @@ mod common;
 
 use common::{Cluster, add_port, checked_service, group, job, node};
 use model::{
-    Allocation, ClientStatus, Constraint, DesiredStatus, DriverStatus, Eligibility, ExecConfig, Health, Job, Node,
-    NodeStatus, Operator, Plan, TaskDriver, TaskGroup,
+    Allocation, ClientStatus, Command, Constraint, DeploymentStatus, DeploymentUpdate, DesiredStatus, Drain,
+    DriverStatus, Eligibility, ExecConfig, Health, Job, JobId, JobKind, Node, NodeStatus, Operator, Plan, TaskDriver,
+    TaskGroup, Timestamp, UpdateOrder, UpdatePolicy,
 };
 use std::fmt::Write as _;
 use std::path::Path;
@@ -97,6 +103,12 @@ fn execute(cluster: &mut Cluster, line: &str) -> String {
         ["advance", time] => {
             cluster.advance(Duration::from_secs(time.strip_suffix('s').unwrap().parse().unwrap()));
         }
+        ["watch", name] => return watch(cluster, name),
+        ["promote", name] => return step(cluster, name, |update| update.promote = vec!["api".to_owned()]),
+        ["pause", name] => return step(cluster, name, |update| update.status = Some(DeploymentStatus::Paused)),
+        ["resume", name] => return step(cluster, name, |update| update.status = Some(DeploymentStatus::Running)),
+        ["fail", name] => return step(cluster, name, |update| update.status = Some(DeploymentStatus::Failed)),
+        ["drain", name, deadline] => drain(cluster, name, deadline),
         ["plan", name] => return plan(cluster, name),
         ["allocs"] => return allocs(cluster),
         _ => panic!("what is {line:?}?"),
@@ -140,6 +152,7 @@ fn described_job(name: &str, settings: &[&str]) -> Job {
         match key {
             "dc" => job.datacenters = value.split(',').map(str::to_owned).collect(),
             "pool" => job.node_pool = value.to_owned(),
+            "type" => job.kind = JobKind::parse(value).unwrap(),
             "priority" => job.priority = value.parse().unwrap(),
             "constraint" => job.constraints.push(constraint(value)),
             _ => drop(job.meta.insert(key.strip_prefix("meta.").unwrap().to_owned(), value.to_owned())),
@@ -153,6 +166,7 @@ fn described_group(words: &[&str]) -> TaskGroup {
     let mut group = group(words[0], 1);
     for (key, value) in words[1..].iter().map(|setting| setting.split_once('=').unwrap()) {
         match key.split_once('.') {
+            Some(("update", key)) => set_update(group.update.get_or_insert_default(), key, value),
             Some(("env", key)) => drop(group.tasks[0].env.insert(key.to_owned(), value.to_owned())),
             Some(("port", label)) => match value.split_once(':') {
                 Some(("static", port)) => add_port(&mut group, label, Some(port.parse().unwrap()), None),
@@ -165,8 +179,69 @@ fn described_group(words: &[&str]) -> TaskGroup {
     group
 }
 
+fn set_update(policy: &mut UpdatePolicy, key: &str, value: &str) {
+    match key {
+        "max_parallel" => policy.max_parallel = value.parse().unwrap(),
+        "canary" => policy.canary = value.parse().unwrap(),
+        "order" => policy.order = UpdateOrder::parse(value).unwrap(),
+        "auto_revert" => policy.auto_revert = value == "yes",
+        "auto_promote" => policy.auto_promote = value == "yes",
+        _ => panic!("what is update.{key}={value}?"),
+    }
+}
+
+fn drain(cluster: &mut Cluster, name: &str, deadline: &str) {
+    let deadline = match deadline {
+        "off" => None,
+        "never" => Some(Timestamp::NEVER),
+        "force" => Some(cluster.now),
+        secs => Some(cluster.now.plus(Duration::from_secs(secs.strip_suffix('s').unwrap().parse().unwrap()))),
+    };
+    let drain = deadline.map(|deadline| Drain { started_at: cluster.now, deadline, ignore_system: false });
+    let node_id = cluster.node_named(name).id;
+    let eligibility = Eligibility::Eligible;
+    cluster.must(Command::SetNodeDrain { node_id, drain, eligibility, evals: Vec::new() });
+}
+
+fn watch(cluster: &mut Cluster, job: &str) -> String {
+    let id = JobId(job.to_owned());
+    let deployment = cluster.catalog.latest_deployment(&id).unwrap().clone();
+    let allocs = cluster.catalog.allocs_of_job(&id).map(Arc::as_ref);
+    let update = scheduler::watch(&deployment, cluster.catalog.job_versions(&id), allocs, cluster.now);
+    step(cluster, job, |next| *next = update)
+}
+
+/// How the deployment stands after the step, or why there was none.
+fn step(cluster: &mut Cluster, job: &str, change: impl FnOnce(&mut DeploymentUpdate)) -> String {
+    let id = JobId(job.to_owned());
+    let mut update = DeploymentUpdate::of(cluster.catalog.latest_deployment(&id).unwrap().id);
+    change(&mut update);
+    if !update.changes_nothing() {
+        let eval = cluster.eval(job);
+        if let Err(refusal) = cluster.apply(Command::UpdateDeployment { update, eval }) {
+            return format!("{refusal}\n");
+        }
+    }
+    let deployment = cluster.catalog.latest_deployment(&id).unwrap();
+    let mut out =
+        format!("v{} {}: {}\n", deployment.job_version, deployment.status.as_str(), deployment.status_description);
+    for (name, group) in &deployment.groups {
+        let (placed, healthy, unhealthy) = (group.placed, group.healthy, group.unhealthy);
+        let canaries = if group.desired_canaries > 0 {
+            format!(", {} canaries, promoted {}", group.desired_canaries, group.promoted)
+        } else {
+            String::new()
+        };
+        let total = group.desired_total;
+        writeln!(out, "  {name}: {placed} placed, {healthy} of {total} healthy, {unhealthy} unhealthy{canaries}")
+            .unwrap();
+    }
+    out
+}
+
 fn set_group(group: &mut TaskGroup, key: &str, value: &str) {
     match key {
+        "migrate" => group.migrate_max_parallel = value.parse().unwrap(),
         "count" => group.count = value.parse().unwrap(),
         "cpu" => group.tasks[0].resources.cpu_mhz = value.parse().unwrap(),
         "memory" => group.tasks[0].resources.memory_mb = value.parse().unwrap(),

@@ -6,7 +6,10 @@ mod common;
 
 use common::{Cluster, add_port, checked_service, group, job, node};
 use model::capacity::{DYNAMIC_PORTS, Usage};
-use model::{Allocation, ClientStatus, Constraint, DesiredStatus, Health, Job, NodeStatus, Operator, Plan, TaskDriver};
+use model::{
+    Allocation, ClientStatus, Command, Constraint, DeploymentStatus, DesiredStatus, Health, Job, JobId, NodeStatus,
+    Operator, Plan, TaskDriver, UpdateOrder, UpdatePolicy,
+};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -143,6 +146,49 @@ fn placements_are_sound(plan: &Plan) {
     }
 }
 
+/// Allocations that serve, whatever is wanted of them from now on.
+fn up(cluster: &Cluster) -> usize {
+    let serves =
+        |alloc: &&Arc<Allocation>| alloc.client == ClientStatus::Running && alloc.desired == DesiredStatus::Run;
+    cluster.live().iter().filter(serves).count()
+}
+
+/// Lets everything start, prove itself and end until nothing changes any more.
+fn settle(cluster: &mut Cluster, count: u32, floor: u32, surge: u32) {
+    for _ in 0..200 {
+        let (plan, ..) = cluster.plan_and_apply("web");
+        assert!(up(cluster) >= floor as usize, "{} are up", up(cluster));
+        let wanted = cluster.live().into_iter().filter(|alloc| alloc.desired == DesiredStatus::Run).count();
+        assert!(wanted <= (count + surge) as usize, "{wanted} for {count}");
+        for alloc in cluster.live() {
+            let stopping = alloc.desired == DesiredStatus::Stop;
+            let client = if stopping { ClientStatus::Complete } else { ClientStatus::Running };
+            cluster.report(alloc.id, client, Health::Passing);
+        }
+        cluster.advance(Duration::from_secs(11));
+        let stepped = take_step(cluster);
+        if plan.is_noop() && plan.follow_up_at.is_none() && !stepped {
+            return;
+        }
+    }
+    panic!("the rollout does not end");
+}
+
+fn take_step(cluster: &mut Cluster) -> bool {
+    let id = JobId("web".to_owned());
+    let Some(deployment) = cluster.catalog.latest_deployment(&id).filter(|latest| latest.is_active()).cloned() else {
+        return false;
+    };
+    let allocs = cluster.catalog.allocs_of_job(&id).map(Arc::as_ref);
+    let update = scheduler::watch(&deployment, cluster.catalog.job_versions(&id), allocs, cluster.now);
+    let steps = !update.changes_nothing();
+    if steps {
+        let eval = cluster.eval("web");
+        cluster.must(Command::UpdateDeployment { update, eval });
+    }
+    steps
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -200,6 +246,48 @@ proptest! {
         prop_assert!(plan.is_noop());
         prop_assert!(cluster.live().iter().all(|alloc| alloc.job.version == 1));
         prop_assert_eq!(cluster.live().len(), count as usize);
+    }
+
+    #[test]
+    fn a_rollout_keeps_its_floor_and_its_surge(
+        seed: u64,
+        count in 1..7u32,
+        max_parallel in 1..4u32,
+        start_first: bool,
+        canary in 0..3u32,
+        failures in prop::collection::vec(0..64usize, 0..4),
+    ) {
+        let order = if start_first { UpdateOrder::StartFirst } else { UpdateOrder::StopFirst };
+        let canary = canary.min(count);
+        let policy = UpdatePolicy { max_parallel, order, canary, auto_promote: canary > 0, ..UpdatePolicy::default() };
+        let version = |variant| {
+            let mut job = described("web", count, 100, None, variant, false);
+            job.groups[0].update = Some(policy);
+            job
+        };
+        let mut cluster = Cluster::new(seed);
+        NODES.iter().for_each(|name| cluster.register_node(node(name)));
+        cluster.register_job(version(0));
+        settle(&mut cluster, count, 0, 0);
+        cluster.register_job(version(1));
+        let floor = if start_first { count } else { count.saturating_sub(max_parallel) };
+        // Each failure may cost a round of waiting and one allocation that we did not stop.
+        for pick in &failures {
+            cluster.plan_and_apply("web");
+            let fresh: Vec<_> = cluster.live().into_iter().filter(|alloc| alloc.client == ClientStatus::Pending).collect();
+            if let Some(alloc) = fresh.get(pick % fresh.len().max(1)) {
+                cluster.report(alloc.id, ClientStatus::Failed, Health::Critical);
+            }
+            prop_assert!(up(&cluster) >= floor as usize, "{} of {} are up", up(&cluster), count);
+            cluster.advance(Duration::from_secs(31));
+        }
+        settle(&mut cluster, count, floor, canary.max(if start_first { max_parallel } else { 0 }));
+        let running: Vec<_> = cluster.live();
+        prop_assert!(running.iter().all(|alloc| alloc.job.version == 1), "{:?}", running.iter().map(|alloc| alloc.name()).collect::<Vec<_>>());
+        prop_assert_eq!(running.len(), count as usize);
+        let latest = cluster.catalog.latest_deployment(&JobId("web".to_owned())).unwrap().clone();
+        prop_assert_eq!(latest.status, DeploymentStatus::Successful);
+        prop_assert!(cluster.catalog.job(&JobId("web".to_owned())).unwrap().stable);
     }
 
     #[test]

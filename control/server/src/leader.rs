@@ -13,7 +13,7 @@ use model::{
     Applied, Command, EvalId, EvalStatus, EvalTrigger, Evaluation, JobId, Node, NodeId, NodeStatus, Plan, Refusal,
     Timestamp,
 };
-use scheduler::ClusterView;
+use scheduler::{ClusterView, GroupChanges};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -158,11 +158,22 @@ async fn work_off(member: &Member, catalog: Catalog, eval: Arc<Evaluation>, atte
 }
 
 fn make_plan(catalog: &Catalog, eval: &Evaluation, now: Timestamp, seed: u64) -> Plan {
+    explain_plan(catalog, eval, now, seed).0
+}
+
+/// The plan, and what it means for each group.
+pub(crate) fn explain_plan(
+    catalog: &Catalog,
+    eval: &Evaluation,
+    now: Timestamp,
+    seed: u64,
+) -> (Plan, BTreeMap<String, GroupChanges>) {
     let of_other_jobs = catalog.allocs().filter(|alloc| alloc.is_live() && *alloc.job_id() != eval.job_id);
     let allocs = of_other_jobs.chain(catalog.allocs_of_job(&eval.job_id)).map(AsRef::as_ref).collect();
     let nodes = catalog.nodes().map(AsRef::as_ref).collect();
-    let view = ClusterView { index: catalog.index(), nodes, allocs };
-    scheduler::plan(&view, eval, catalog.job(&eval.job_id).map(AsRef::as_ref), now, seed)
+    let deployment = catalog.latest_deployment(&eval.job_id).map(AsRef::as_ref);
+    let view = ClusterView { index: catalog.index(), nodes, allocs, deployment };
+    scheduler::explain(&view, eval, catalog.job(&eval.job_id).map(AsRef::as_ref), now, seed)
 }
 
 fn plan_command(mut plan: Plan, eval: &Evaluation) -> Command {
@@ -212,6 +223,11 @@ async fn keep_house(member: Arc<Member>) {
         let catalog = member.snapshot();
         for (node, status) in missed.judge(&member, &catalog) {
             change_status(&member, &catalog, &node, status).await;
+        }
+        for command in crate::watch::commands(&catalog, clock::now()) {
+            if let Err(error) = member.propose(command).await {
+                tracing::info!(%error, "a step of a rollout or drain was not taken");
+            }
         }
         admit_servers(&member, &catalog).await;
     }

@@ -26,6 +26,7 @@ mod renewal;
 mod rpc;
 mod sessions;
 mod start;
+mod watch;
 
 pub use config::{ConfigError, HTTP_PORT, Mode, RPC_PORT, ServerConfig, Timing};
 pub use disk::DiskError;

@@ -263,7 +263,9 @@ fn never_connected(status: &tonic::Status) -> bool {
 /// When the command took effect, if it has left its random id somewhere.
 fn trace_of(catalog: &Catalog, command: &Command) -> Option<Index> {
     match command {
-        Command::RegisterJob { eval, .. } | Command::DeregisterJob { eval, .. } => {
+        Command::RegisterJob { eval, .. }
+        | Command::DeregisterJob { eval, .. }
+        | Command::UpdateDeployment { eval, .. } => {
             catalog.eval(eval.id).map(|known| known.created_at_index)
         }
         Command::CreateToken(token) => catalog.token(&token.digest).map(|_| catalog.table_index(Table::Tokens)),
@@ -286,6 +288,9 @@ fn is_repeatable(command: &Command) -> bool {
         | Command::UpsertEvals(_)
         | Command::UpdateAllocs { .. }
         | Command::SetNodeStatus { .. }
+        | Command::SetNodeEligibility { .. }
+        | Command::SetNodeDrain { .. }
+        | Command::UpdateDeployment { .. }
         | Command::SetFeatureLevel { .. } => true,
         Command::Bootstrap { .. }
         | Command::RemoveServer { .. }

@@ -28,6 +28,7 @@ pub fn node(config: &AgentConfig, id: NodeId, drivers: BTreeMap<String, DriverSt
         drivers,
         status: NodeStatus::Initializing,
         eligibility: Eligibility::Eligible,
+        drain: None,
         epoch: Epoch(0),
         blocks: Vec::new(),
         version: model::VERSION.to_owned(),

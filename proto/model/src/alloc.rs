@@ -1,5 +1,6 @@
 //! Allocations: one placed group each, what is wanted of it and what its node reports.
 
+use crate::deployment::AllocDeployment;
 use crate::ids::{AllocId, EvalId, Index, JobId, NodeId};
 use crate::job::{Job, TaskGroup};
 use crate::service::{Check, Service};
@@ -33,6 +34,8 @@ pub struct Allocation {
     pub address: Option<IpAddr>,
     /// By check id: `<service>/<check name>`.
     pub checks: BTreeMap<String, CheckState>,
+    /// The deployment it is part of.
+    pub deployment: Option<AllocDeployment>,
     pub created_at: Timestamp,
     pub modified_at: Timestamp,
     pub created_at_index: Index,
@@ -136,6 +139,11 @@ impl Allocation {
     /// Whether it holds resources on its node: it is to run or still runs.
     pub fn is_live(&self) -> bool {
         !self.client.is_terminal()
+    }
+
+    /// Not yet promoted or never to be: it runs beside the allocation that holds its slot.
+    pub fn is_canary(&self) -> bool {
+        self.deployment.as_ref().is_some_and(|deployment| deployment.canary)
     }
 
     pub fn port(&self, label: &str) -> Option<&AllocatedPort> {

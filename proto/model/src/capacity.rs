@@ -166,6 +166,7 @@ mod tests {
             drivers: Default::default(),
             status: NodeStatus::Ready,
             eligibility: Eligibility::Eligible,
+            drain: None,
             epoch: Epoch(1),
             blocks: Vec::new(),
             version: String::new(),

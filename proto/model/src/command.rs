@@ -5,10 +5,11 @@
 //! cluster's level and halts on a committed command that it does not understand.
 
 use crate::alloc::AllocUpdate;
+use crate::deployment::DeploymentUpdate;
 use crate::eval::{Evaluation, Plan};
-use crate::ids::{Epoch, JobId, NodeId, ServerId};
+use crate::ids::{Epoch, Index, JobId, NodeId, ServerId};
 use crate::job::Job;
-use crate::node::{Node, NodeStatus};
+use crate::node::{Drain, Eligibility, Node, NodeStatus};
 use crate::time::Timestamp;
 use ipnet::IpNet;
 use std::net::SocketAddr;
@@ -53,6 +54,8 @@ pub enum Command {
         job: Box<Job>,
         eval: Evaluation,
     },
+        /// Refused unless the job's specification changed last at this index; 0 is for a job that does not exist.
+        enforce_index: Option<Index>,
     /// Marks the job stopped; `purge` forgets it once nothing of it runs.
     DeregisterJob {
         job_id: JobId,
@@ -82,6 +85,24 @@ pub enum Command {
 pub struct Authority {
     pub certificate_der: Vec<u8>,
     pub sealed_key: Vec<u8>,
+    SetNodeEligibility {
+        node_id: NodeId,
+        eligibility: Eligibility,
+        evals: Vec<Evaluation>,
+    },
+    /// Starts, changes or, with `None`, ends a node's drain. A node that drains takes nothing new.
+    SetNodeDrain {
+        node_id: NodeId,
+        drain: Option<Drain>,
+        /// What a node that no longer drains is.
+        eligibility: Eligibility,
+        evals: Vec<Evaluation>,
+    },
+    /// Refused for a deployment that has ended.
+    UpdateDeployment {
+        update: DeploymentUpdate,
+        eval: Evaluation,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

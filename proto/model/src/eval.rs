@@ -1,6 +1,7 @@
 //! Evaluations (requests to reconcile a job) and plans (what an evaluation wants to change).
 
 use crate::alloc::{Allocation, ClientStatus};
+use crate::deployment::Deployment;
 use crate::ids::{AllocId, EvalId, Index, JobId};
 use crate::time::Timestamp;
 use std::collections::BTreeMap;
@@ -32,6 +33,9 @@ pub enum EvalTrigger {
     NodeUpdate,
     /// An allocation failed, or became healthy while older versions wait to be replaced.
     AllocUpdate,
+    /// A deployment made progress, was promoted or ended.
+    DeploymentWatcher,
+    NodeDrain,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +75,8 @@ pub struct Plan {
     pub in_place: Vec<AllocId>,
     pub failures: BTreeMap<String, PlacementFailure>,
     pub queued: BTreeMap<String, u32>,
+    /// The deployment that the job's newest version starts with this plan.
+    pub deployment: Option<Deployment>,
     /// When the job should be looked at again (a reschedule delay), if anything waits.
     pub follow_up_at: Option<Timestamp>,
 }
@@ -86,7 +92,7 @@ pub struct PlannedStop {
 impl Plan {
     /// Whether applying it would change nothing but the evaluation.
     pub fn is_noop(&self) -> bool {
-        self.stops.is_empty() && self.placements.is_empty() && self.in_place.is_empty()
+        self.stops.is_empty() && self.placements.is_empty() && self.in_place.is_empty() && self.deployment.is_none()
     }
 }
 
@@ -109,6 +115,8 @@ impl EvalTrigger {
             EvalTrigger::JobDeregister => "job-deregister",
             EvalTrigger::NodeUpdate => "node-update",
             EvalTrigger::AllocUpdate => "alloc-failure",
+            EvalTrigger::DeploymentWatcher => "deployment-watcher",
+            EvalTrigger::NodeDrain => "node-drain",
         }
     }
 }

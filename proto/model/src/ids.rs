@@ -49,6 +49,8 @@ uuid_id!(/// One placed instance of a task group.
     AllocId);
 uuid_id!(/// A request to reconcile a job.
     EvalId);
+uuid_id!(/// One version of a job on its way out to its allocations.
+    DeploymentId);
 
 macro_rules! counter {
     ($(#[$doc:meta])* $name:ident) => {

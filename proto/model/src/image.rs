@@ -2,6 +2,7 @@
 
 use crate::alloc::Allocation;
 use crate::command::{Authority, JoinToken, ServerRecord};
+use crate::deployment::Deployment;
 use crate::eval::Evaluation;
 use crate::ids::{AllocId, Index};
 use crate::job::Job;
@@ -23,6 +24,7 @@ pub struct CatalogImage {
     /// Each with the job it was placed for; restoring shares equal ones again.
     pub allocs: Vec<Allocation>,
     pub evals: Vec<Evaluation>,
+    pub deployments: Vec<Deployment>,
     /// Virtual addresses by service name.
     pub vips: Vec<(String, IpAddr)>,
     /// When each table changed last.
@@ -64,6 +66,7 @@ pub enum Table {
     Allocs,
     Evals,
     Services,
+    Deployments,
 }
 
 impl JobRecord {
@@ -71,7 +74,7 @@ impl JobRecord {
 }
 
 impl Table {
-    pub const ALL: [Table; 8] = [
+    pub const ALL: [Table; 9] = [
         Table::Cluster,
         Table::Servers,
         Table::Tokens,
@@ -80,6 +83,7 @@ impl Table {
         Table::Allocs,
         Table::Evals,
         Table::Services,
+        Table::Deployments,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -92,6 +96,7 @@ impl Table {
             Table::Allocs => "allocs",
             Table::Evals => "evals",
             Table::Services => "services",
+            Table::Deployments => "deployments",
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::time::Timestamp;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A registered job. Two values that differ only in `version`, `stopped` and the times are the same specification.
+/// A registered job. Two values that differ only in `version`, `stopped`, `stable` and the times are the same specification.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Job {
     pub id: JobId,
@@ -27,12 +27,19 @@ pub struct Job {
     pub version: u64,
     /// A stopped job keeps no allocation running.
     pub stopped: bool,
+    /// A deployment of this version succeeded: what a failed one goes back to.
+    pub stable: bool,
     pub submitted_at: Timestamp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobKind {
+    /// Runs until it is stopped; what ends is replaced.
     Service,
+    /// Runs until it has succeeded.
+    Batch,
+    /// One allocation of every group on every node that may run it.
+    System,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -48,6 +55,48 @@ pub struct TaskGroup {
     pub meta: BTreeMap<String, String>,
     /// Disk space reserved for the allocation directory, MiB.
     pub disk_mb: u64,
+    /// How a new version replaces an older one. `None` replaces one at a time, as soon as the one before is healthy, and
+    /// makes no deployment.
+    pub update: Option<UpdatePolicy>,
+    /// How many allocations at once leave a node that drains.
+    pub migrate_max_parallel: u32,
+}
+
+/// Nomad's `update` block, and our `order`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UpdatePolicy {
+    /// 0 replaces everything at once, without a deployment.
+    pub max_parallel: u32,
+    pub health_check: HealthCheck,
+    pub min_healthy_time: Duration,
+    pub healthy_deadline: Duration,
+    /// 0: the first unhealthy allocation fails the deployment.
+    pub progress_deadline: Duration,
+    pub canary: u32,
+    pub auto_revert: bool,
+    pub auto_promote: bool,
+    /// Taken and kept, as Nomad does; deployments pace themselves by health.
+    pub stagger: Duration,
+    pub order: UpdateOrder,
+}
+
+/// What tells that an allocation of a deployment works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HealthCheck {
+    /// Every task runs and every check passes.
+    Checks,
+    /// Every task runs.
+    TaskStates,
+    /// Somebody says so.
+    Manual,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpdateOrder {
+    /// The old allocation stops when the new one is placed: never more than `count`, for a while fewer healthy ones.
+    StopFirst,
+    /// The old allocation stops when the new one is healthy: never fewer than `count`, at most `max_parallel` more.
+    StartFirst,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -214,9 +263,15 @@ impl Job {
         self.groups.iter().find(|group| group.name == name)
     }
 
-    /// Whether both describe the same work: everything but version, stop mark and submission time is equal.
+    /// Whether both describe the same work: everything but version, marks and submission time is equal.
     pub fn same_specification(&self, other: &Job) -> bool {
-        let normal = |job: &Job| Job { version: 0, stopped: false, submitted_at: Timestamp::NEVER, ..job.clone() };
+        let normal = |job: &Job| Job {
+            version: 0,
+            stopped: false,
+            stable: false,
+            submitted_at: Timestamp::NEVER,
+            ..job.clone()
+        };
         normal(self) == normal(other)
     }
 }
@@ -240,6 +295,77 @@ impl TaskGroup {
     }
 }
 
+impl JobKind {
+    pub const ALL: [JobKind; 3] = [JobKind::Service, JobKind::Batch, JobKind::System];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            JobKind::Service => "service",
+            JobKind::Batch => "batch",
+            JobKind::System => "system",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
+    }
+}
+
+impl HealthCheck {
+    pub const ALL: [HealthCheck; 3] = [HealthCheck::Checks, HealthCheck::TaskStates, HealthCheck::Manual];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            HealthCheck::Checks => "checks",
+            HealthCheck::TaskStates => "task_states",
+            HealthCheck::Manual => "manual",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|check| check.as_str() == text)
+    }
+}
+
+impl UpdateOrder {
+    pub const ALL: [UpdateOrder; 2] = [UpdateOrder::StopFirst, UpdateOrder::StartFirst];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            UpdateOrder::StopFirst => "stop-first",
+            UpdateOrder::StartFirst => "start-first",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|order| order.as_str() == text)
+    }
+}
+
+impl UpdatePolicy {
+    /// Whether a deployment watches over it.
+    pub fn deploys(&self) -> bool {
+        self.max_parallel > 0
+    }
+}
+
+impl Default for UpdatePolicy {
+    fn default() -> Self {
+        Self {
+            max_parallel: 1,
+            health_check: HealthCheck::Checks,
+            min_healthy_time: Duration::from_secs(10),
+            healthy_deadline: Duration::from_secs(5 * 60),
+            progress_deadline: Duration::from_secs(10 * 60),
+            canary: 0,
+            auto_revert: false,
+            auto_promote: false,
+            stagger: Duration::from_secs(30),
+            order: UpdateOrder::StopFirst,
+        }
+    }
+}
+
 impl RestartPolicy {
     /// Nomad's default for service jobs.
     pub const SERVICE: RestartPolicy = RestartPolicy {
@@ -248,6 +374,21 @@ impl RestartPolicy {
         delay: Duration::from_secs(15),
         mode: RestartMode::Fail,
     };
+
+    /// Nomad's default for batch and system jobs.
+    pub const BATCH: RestartPolicy = RestartPolicy {
+        attempts: 3,
+        interval: Duration::from_secs(24 * 3600),
+        delay: Duration::from_secs(15),
+        mode: RestartMode::Fail,
+    };
+
+    pub fn default_of(kind: JobKind) -> Self {
+        match kind {
+            JobKind::Service => Self::SERVICE,
+            JobKind::Batch | JobKind::System => Self::BATCH,
+        }
+    }
 }
 
 impl Default for Resources {

@@ -6,6 +6,7 @@
 pub mod alloc;
 pub mod capacity;
 pub mod command;
+pub mod deployment;
 pub mod eval;
 pub mod ids;
 pub mod image;
@@ -23,14 +24,15 @@ pub use alloc::{
     TaskState,
 };
 pub use command::{Authority, Command, Envelope, JoinToken, Role, ServerRecord};
+pub use deployment::{AllocDeployment, Deployment, DeploymentGroup, DeploymentStatus, DeploymentUpdate};
 pub use eval::{EvalStatus, EvalTrigger, Evaluation, PlacementFailure, Plan, PlannedStop};
-pub use ids::{AllocId, Epoch, EvalId, Generation, Index, JobId, NodeId, ServerId};
+pub use ids::{AllocId, DeploymentId, Epoch, EvalId, Generation, Index, JobId, NodeId, ServerId};
 pub use image::{CatalogImage, Founding, JobRecord, Table};
 pub use job::{
-    Constraint, ExecConfig, Job, JobKind, LogConfig, Network, NetworkMode, Operator, PortRequest, Resources,
-    RestartMode, RestartPolicy, Task, TaskDriver, TaskGroup,
+    Constraint, ExecConfig, HealthCheck, Job, JobKind, LogConfig, Network, NetworkMode, Operator, PortRequest,
+    Resources, RestartMode, RestartPolicy, Task, TaskDriver, TaskGroup, UpdateOrder, UpdatePolicy,
 };
-pub use node::{DriverStatus, Eligibility, Node, NodeResources, NodeStatus};
+pub use node::{Drain, DriverStatus, Eligibility, Node, NodeResources, NodeStatus};
 pub use outcome::{Applied, Refusal};
 pub use routing::{RoutedNode, RoutedService, RoutingSnapshot};
 pub use service::{Check, CheckKind, Instance, InstanceNetwork, Service};

@@ -25,6 +25,8 @@ pub struct Node {
     pub drivers: BTreeMap<String, DriverStatus>,
     pub status: NodeStatus,
     pub eligibility: Eligibility,
+    /// Its allocations are to move elsewhere.
+    pub drain: Option<Drain>,
     pub epoch: Epoch,
     /// Address blocks (/26 for IPv4) from which the node numbers its allocations. Handed out by the catalog.
     pub blocks: Vec<IpNet>,
@@ -48,7 +50,7 @@ pub struct DriverStatus {
     pub description: String,
 }
 
-/// DESIGN "Alive, suspect, down": a suspect node keeps its flows and its allocations.
+/// Alive, suspect or down, as the leader sees it: a suspect node keeps its flows and its allocations, a down one loses both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeStatus {
     /// Joined, but its agent has not opened a session yet.
@@ -58,6 +60,16 @@ pub enum NodeStatus {
     Suspect,
     /// Given up: its allocations are lost and replaced.
     Down,
+}
+
+/// How a node is emptied: service allocations move as their job's `migrate` allows, batch ones may end, system ones go last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drain {
+    pub started_at: Timestamp,
+    /// What is left then is stopped at once; `NEVER` waits without end.
+    pub deadline: Timestamp,
+    /// Allocations of system jobs stay.
+    pub ignore_system: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +82,21 @@ impl Node {
     /// Whether new allocations may be placed here.
     pub fn is_placeable(&self) -> bool {
         self.status == NodeStatus::Ready && self.eligibility == Eligibility::Eligible
+    }
+}
+
+impl Drain {
+    pub fn is_due(&self, now: Timestamp) -> bool {
+        self.deadline != Timestamp::NEVER && self.deadline <= now
+    }
+}
+
+impl Eligibility {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Eligibility::Eligible => "eligible",
+            Eligibility::Ineligible => "ineligible",
+        }
     }
 }
 

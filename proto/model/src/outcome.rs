@@ -1,8 +1,9 @@
 //! What applying a command answers: the index it took effect at, or why it was refused.
 
 use crate::command::Role;
+use crate::deployment::DeploymentStatus;
 use crate::eval::EvalStatus;
-use crate::ids::{AllocId, Epoch, EvalId, Index, JobId, NodeId, ServerId};
+use crate::ids::{AllocId, DeploymentId, Epoch, EvalId, Index, JobId, NodeId, ServerId};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -84,6 +85,27 @@ pub enum Refusal {
         id: JobId,
         reason: String,
     },
+    /// Somebody changed the job in between.
+    JobIndexConflict {
+        id: JobId,
+        expected: Index,
+        current: Index,
+    },
+    /// A node that drains cannot take anything new.
+    NodeDrains {
+        id: NodeId,
+    },
+    DeploymentUnknown {
+        id: DeploymentId,
+    },
+    DeploymentEnded {
+        id: DeploymentId,
+        status: DeploymentStatus,
+    },
+    /// There are no canaries to promote, or not all of them are healthy.
+    NotPromotable {
+        reason: String,
+    },
     /// The evaluation is of another job than the command.
     EvalMismatch {
         id: EvalId,
@@ -163,6 +185,21 @@ impl fmt::Display for Refusal {
             }
             Refusal::JobUnknown { id } => write!(f, "no job {:?} is registered; see `meshctl job status`", id.0),
             Refusal::JobInvalid { id, reason } => write!(f, "job {:?}: {reason}", id.0),
+            Refusal::JobIndexConflict { expected, current, .. } => write!(
+                f,
+                "Enforcing job modify index {expected}: job exists with conflicting job modify index: {current}; look at \
+                 the newer job and plan again"
+            ),
+            Refusal::NodeDrains { id } => {
+                write!(f, "node {id} drains; end that with `meshctl node drain -disable` first")
+            }
+            Refusal::DeploymentUnknown { id } => {
+                write!(f, "no deployment has id {id}; see `meshctl deployment list`")
+            }
+            Refusal::DeploymentEnded { id, status } => {
+                write!(f, "deployment {id} is {} and changes no more", status.as_str())
+            }
+            Refusal::NotPromotable { reason } => f.write_str(reason),
             Refusal::EvalMismatch { id, job_id } => {
                 write!(f, "evaluation {id} is of job {:?}, not of this command's", job_id.0)
             }

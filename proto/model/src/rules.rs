@@ -1,7 +1,7 @@
 //! What single values of a job may be. Job files and JSON are read by different code with different ways to point at a
 //! mistake; both ask here, and the answer is the sentence a user reads.
 
-use crate::job::{Operator, RestartPolicy, TaskGroup};
+use crate::job::{JobKind, Operator, RestartPolicy, TaskGroup, UpdateOrder, UpdatePolicy};
 use crate::version;
 use regex::{Regex, RegexBuilder};
 use std::collections::BTreeMap;
@@ -14,6 +14,7 @@ pub const CPU_MHZ_MIN: u64 = 1;
 pub const MEMORY_MB_MIN: u64 = 10;
 pub const DEFAULT_DISK_MB: u64 = 300;
 pub const DEFAULT_PRIORITY: u8 = 50;
+pub const DEFAULT_MIGRATE_MAX_PARALLEL: u32 = 1;
 pub const DEFAULT_KILL_TIMEOUT: Duration = Duration::from_secs(5);
 pub const CHECK_TIME_MIN: Duration = Duration::from_secs(1);
 const RESTART_INTERVAL_MIN: Duration = Duration::from_secs(5);
@@ -24,6 +25,23 @@ const SIGNALS: [&str; 17] = [
 ];
 
 type Rule = Result<(), String>;
+
+/// Why a job's type is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KindRefusal {
+    NotBuilt,
+    Unknown,
+}
+
+pub fn job_kind(text: &str) -> Result<JobKind, KindRefusal> {
+    match JobKind::parse(text) {
+        // Agents do not tell a success from a failure yet.
+        Some(JobKind::Batch) => Err(KindRefusal::NotBuilt),
+        Some(kind) => Ok(kind),
+        None if text == "sysbatch" => Err(KindRefusal::NotBuilt),
+        None => Err(KindRefusal::Unknown),
+    }
+}
 
 /// Job ids and names, group names.
 pub fn name(text: &str) -> Rule {
@@ -86,6 +104,29 @@ pub fn restart(policy: &RestartPolicy) -> Rule {
         ));
     }
     Ok(())
+}
+
+/// What an `update` block may say for a job of this kind.
+pub fn update(policy: &UpdatePolicy, kind: JobKind) -> Rule {
+    let ordered = policy.min_healthy_time < policy.healthy_deadline;
+    let progress_later = policy.progress_deadline.is_zero() || policy.healthy_deadline < policy.progress_deadline;
+    let checks = [
+        (kind != JobKind::Batch, "a batch job is not updated in steps; leave `update` out"),
+        (kind != JobKind::System || policy.canary == 0, "canaries of system jobs are not built yet"),
+        (
+            kind != JobKind::System || policy.order == UpdateOrder::StopFirst,
+            "order \"start-first\" is for service jobs: a node runs one allocation of a system job",
+        ),
+        (ordered, "min_healthy_time must be less than healthy_deadline"),
+        (progress_later, "healthy_deadline must be less than progress_deadline, unless that is 0"),
+        (!policy.auto_promote || policy.canary > 0, "auto_promote needs canary to be more than 0"),
+        (policy.max_parallel > 0 || policy.canary == 0, "canaries need max_parallel to be more than 0"),
+        (
+            policy.max_parallel > 0 || policy.order == UpdateOrder::StopFirst,
+            "order \"start-first\" needs max_parallel to be more than 0",
+        ),
+    ];
+    checks.into_iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, reason)| Err(reason.to_owned()))
 }
 
 /// A pattern is the user's, so its compiled form is bounded; matching takes linear time whatever it is.

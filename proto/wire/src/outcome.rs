@@ -81,6 +81,17 @@ impl ToPb<Pb> for Refusal {
             Refusal::JobInvalid { id, reason } => {
                 Pb::JobInvalid(pb::JobInvalid { job_id: id.0.clone(), reason: reason.clone() })
             }
+            Refusal::JobIndexConflict { id, expected, current } => Pb::JobIndexConflict(pb::JobIndexConflict {
+                job_id: id.0.clone(),
+                expected: expected.0,
+                current: current.0,
+            }),
+            Refusal::DeploymentUnknown { id } => Pb::DeploymentUnknown(to_uuid(id.0)),
+            Refusal::DeploymentEnded { id, status } => {
+                Pb::DeploymentEnded(pb::DeploymentEnded { id: to_uuid(id.0), status: status.to_pb().into() })
+            }
+            Refusal::NodeDrains { id } => Pb::NodeDrains(to_uuid(id.0)),
+            Refusal::NotPromotable { reason } => Pb::NotPromotable(reason.clone()),
             Refusal::EvalMismatch { id, job_id } => {
                 Pb::EvalMismatch(pb::EvalMismatch { id: to_uuid(id.0), job_id: job_id.0.clone() })
             }
@@ -123,6 +134,16 @@ impl ToModel<Refusal> for Pb {
             Pb::AddressesExhausted(range) => Refusal::AddressesExhausted { range },
             Pb::JobUnknown(id) => Refusal::JobUnknown { id: JobId(id) },
             Pb::JobInvalid(pb::JobInvalid { job_id, reason }) => Refusal::JobInvalid { id: JobId(job_id), reason },
+            Pb::JobIndexConflict(pb::JobIndexConflict { job_id, expected, current }) => {
+                Refusal::JobIndexConflict { id: JobId(job_id), expected: Index(expected), current: Index(current) }
+            }
+            Pb::DeploymentUnknown(id) => Refusal::DeploymentUnknown { id: uuid(&id, "deployment_unknown")? },
+            Pb::DeploymentEnded(ended) => Refusal::DeploymentEnded {
+                id: uuid(&ended.id, "deployment_ended.id")?,
+                status: enumeration::<pb::DeploymentStatus, _>(ended.status, "deployment_ended.status")?,
+            },
+            Pb::NodeDrains(id) => Refusal::NodeDrains { id: uuid(&id, "node_drains")? },
+            Pb::NotPromotable(reason) => Refusal::NotPromotable { reason },
             Pb::EvalMismatch(mismatch) => {
                 Refusal::EvalMismatch { id: uuid(&mismatch.id, "eval_mismatch.id")?, job_id: JobId(mismatch.job_id) }
             }

@@ -44,6 +44,7 @@ pub fn encode(image: &CatalogImage) -> Vec<u8> {
         tables: all(&image.tables),
         instances_modified: all(&image.instances_modified),
         routing_modified: image.routing_modified.0,
+        deployments: all(&image.deployments),
     };
     message.encode_to_vec()
 }
@@ -76,6 +77,7 @@ impl ToModel<CatalogImage> for pb::Snapshot {
             jobs: list(self.jobs, "jobs")?,
             allocs: from_alloc_set(present(self.allocs, "allocs")?).at("allocs")?,
             evals: list(self.evals, "evals")?,
+            deployments: list(self.deployments, "deployments")?,
             vips: list(self.vips, "vips")?,
             tables: list(self.tables, "tables")?,
             instances_modified: list(self.instances_modified, "instances_modified")?,
@@ -167,4 +169,4 @@ impl ToModel<(AllocId, Index)> for pb::InstanceIndex {
     }
 }
 
-enum_pairs!(Table, pb::Table, Cluster, Servers, Tokens, Nodes, Jobs, Allocs, Evals, Services);
+enum_pairs!(Table, pb::Table, Cluster, Servers, Tokens, Nodes, Jobs, Allocs, Evals, Services, Deployments);

@@ -79,7 +79,7 @@ proptest! {
     fn a_job_survives_nomads_json(job in any::valid_job()) {
         let text = serde_json::to_string(&nomad::Job::from(&job)).expect("serialises");
         let read: nomad::Job = serde_json::from_str(&text).expect("parses");
-        prop_assert_eq!(model::Job::try_from(read).expect("converts"), model::Job { version: 0, submitted_at: Timestamp::NEVER, ..job });
+        prop_assert_eq!(model::Job::try_from(read).expect("converts"), model::Job { version: 0, stable: false, submitted_at: Timestamp::NEVER, ..job });
     }
 }
 
@@ -113,7 +113,7 @@ fn refusals_name_the_field() {
     assert!(convert(unset).contains("command.role: has the unknown value 0"));
     let digest = C::UseToken(pb::UseToken { digest: vec![0; 31], role: 1, name: String::new() });
     assert!(convert(digest).contains("command.digest: cannot be 31 bytes long"));
-    let eval = C::RegisterJob(pb::RegisterJob { job: None, eval: None });
+    let eval = C::RegisterJob(pb::RegisterJob { job: None, eval: None, enforce_index: None });
     assert!(convert(eval).contains("command.job: is required and absent"));
     let port = pb::PortRequest { static_port: Some(70_000), ..Default::default() };
     let network = pb::Network { mode: 1, ports: vec![port] };
@@ -121,7 +121,7 @@ fn refusals_name_the_field() {
         pb::RestartPolicy { mode: 1, interval: Some(Default::default()), delay: Some(Default::default()), attempts: 0 };
     let group = pb::TaskGroup { restart: Some(restart), network: Some(network), ..Default::default() };
     let job = pb::Job { kind: 1, groups: vec![group], ..Default::default() };
-    let deep = C::RegisterJob(pb::RegisterJob { job: Some(job), eval: None });
+    let deep = C::RegisterJob(pb::RegisterJob { job: Some(job), eval: None, enforce_index: None });
     assert!(convert(deep).contains("command.job.groups[0].network.ports[0].static_port: 70000 is out of range"));
     let alloc =
         pb::Allocation { id: vec![0; 16], eval_id: vec![0; 16], node_id: vec![0; 16], job: 4, ..Default::default() };
@@ -222,18 +222,50 @@ fn what_clients_fill_in_is_taken_as_absent() {
 fn what_is_not_built_is_refused_by_its_path() {
     let mut job = minimal();
     job["Type"] = json!("batch");
-    job["Update"] = json!({ "MaxParallel": 2 });
+    job["Spreads"] = json!([{ "Attribute": "a" }]);
     job["TaskGroups"][0]["Tasks"][0]["Templates"] = json!([{ "EmbeddedTmpl": "x" }]);
     job["TaskGroups"][0]["Tasks"][0]["Driver"] = json!("docker");
     job["TaskGroups"][0]["Networks"] = json!([{ "Mode": "none", "DNS": { "Servers": ["1.1.1.1"] } }]);
     let expected = [
-        "Job.Update is not built yet; leave it out",
+        "Job.Spreads is not built yet; leave it out",
         "Job.Type \"batch\" is not built yet; leave it out",
         "Job.TaskGroups[0].Networks[0].DNS is not built yet; leave it out",
         "Job.TaskGroups[0].Networks[0].Mode \"none\" is not built yet; leave it out",
         "Job.TaskGroups[0].Tasks[0].Templates is not built yet; leave it out",
         "Job.TaskGroups[0].Tasks[0].Driver \"docker\" is not built yet; leave it out",
     ];
+    assert_eq!(read(job).expect_err("refused"), expected);
+}
+
+#[test]
+fn zeros_that_switch_something_off_are_not_taken_for_silence() {
+    let refused = |change: &dyn Fn(&mut Value)| {
+        let mut job = minimal();
+        change(&mut job);
+        read(job).expect_err("refused")
+    };
+    let off = json!({ "Attempts": 0, "Unlimited": false });
+    let reschedule = refused(&|job| job["TaskGroups"][0]["ReschedulePolicy"] = off.clone());
+    assert_eq!(reschedule, ["Job.TaskGroups[0].ReschedulePolicy is not built yet; leave it out"]);
+    let mut job = minimal();
+    job["Update"] = json!({ "MaxParallel": 0 });
+    let update = read(job.clone()).expect("taken").groups[0].update;
+    assert_eq!(update.map(|update| update.max_parallel), Some(0));
+    job["Update"] = json!({
+        "Stagger": 0, "MaxParallel": 0, "HealthCheck": "", "MinHealthyTime": 0, "HealthyDeadline": 0,
+        "ProgressDeadline": 0, "AutoRevert": false, "AutoPromote": false, "Canary": 0,
+    });
+    assert_eq!(read(job).expect("taken").groups[0].update, None);
+}
+
+#[test]
+fn other_namespaces_and_regions_are_refused_by_name() {
+    let mut job = minimal();
+    (job["Namespace"], job["Region"]) = (json!("default"), json!("global"));
+    assert!(read(job.clone()).is_ok());
+    (job["Namespace"], job["Region"]) = (json!("web"), json!("eu"));
+    let expected =
+        ["Job.Namespace \"web\" is not built yet; leave it out", "Job.Region \"eu\" is not built yet; leave it out"];
     assert_eq!(read(job).expect_err("refused"), expected);
 }
 
@@ -291,4 +323,21 @@ fn dates_are_those_of_the_calendar() {
     assert_eq!(date(951_782_400).as_deref(), Some("2000-02-29T00:00:00Z"));
     assert_eq!(date(1_735_689_599).as_deref(), Some("2024-12-31T23:59:59Z"));
     assert_eq!(date(4_107_542_400).as_deref(), Some("2100-03-01T00:00:00Z"));
+}
+
+#[test]
+fn an_update_of_the_job_holds_for_groups_that_say_nothing_else() {
+    let mut job = minimal();
+    job["Update"] = json!({ "MaxParallel": 2, "MinHealthyTime": 1_000_000_000, "Canary": 0 });
+    job["TaskGroups"][0]["Update"] = json!({ "Canary": 1, "Order": "start-first" });
+    let policy = read(job).expect("taken").groups[0].update.expect("a policy");
+    assert_eq!((policy.max_parallel, policy.canary, policy.min_healthy_time.as_secs()), (2, 1, 1));
+    assert_eq!((policy.order, policy.health_check), (model::UpdateOrder::StartFirst, model::HealthCheck::Checks));
+    let mut job = minimal();
+    job["Update"] = json!({ "MinHealthyTime": 600_000_000_000u64 });
+    let refused = read(job).expect_err("refused");
+    assert_eq!(refused, ["Job.TaskGroups[0].Update: min_healthy_time must be less than healthy_deadline"]);
+    let mut job = minimal();
+    job["Update"] = json!({ "MaxParallel": 0, "Stagger": 0, "HealthCheck": "" });
+    assert_eq!(read(job).expect("taken").groups[0].update, None);
 }

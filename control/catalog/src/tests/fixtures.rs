@@ -59,7 +59,7 @@ impl Log {
 
     pub(super) fn register(&mut self, job: Job) {
         let eval = self.new_eval(&job.id.0);
-        self.must(Command::RegisterJob { job: Box::new(job), eval });
+        self.must(Command::RegisterJob { job: Box::new(job), eval, enforce_index: None });
     }
 
     pub(super) fn deregister(&mut self, job: &str, purge: bool) {
@@ -87,6 +87,7 @@ impl Log {
             task_states: BTreeMap::new(),
             address: None,
             checks: BTreeMap::new(),
+            deployment: None,
             created_at: Timestamp::NEVER,
             modified_at: Timestamp::NEVER,
             created_at_index: Index(0),
@@ -169,6 +170,7 @@ pub(super) fn node(n: u128, name: &str) -> Node {
         )]),
         status: NodeStatus::Initializing,
         eligibility: Eligibility::Eligible,
+        drain: None,
         epoch: Epoch(1),
         blocks: Vec::new(),
         version: "0.1.0".to_owned(),
@@ -205,6 +207,8 @@ pub(super) fn job(name: &str, count: u32) -> Job {
         tasks: vec![task()],
         meta: BTreeMap::new(),
         disk_mb: 10,
+        update: None,
+        migrate_max_parallel: 1,
     };
     Job {
         id: JobId(name.to_owned()),
@@ -220,6 +224,7 @@ pub(super) fn job(name: &str, count: u32) -> Job {
         groups: vec![group],
         version: 0,
         stopped: false,
+        stable: false,
         submitted_at: Timestamp::NEVER,
     }
 }

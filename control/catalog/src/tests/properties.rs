@@ -55,7 +55,7 @@ fn command(log: &mut Log, dice: Dice) -> Command {
             job.groups[0].tasks[0].resources.cpu_mhz = if b == 0 { u64::MAX } else { 100 };
             job.groups[0].services[0].name = format!("service-{}", b % 7);
             let eval = some_eval(log, NAMES[usize::from(if c == 0 { 0 } else { a })], big);
-            Command::RegisterJob { job: Box::new(job), eval }
+            Command::RegisterJob { job: Box::new(job), eval, enforce_index: None }
         }
         9 => {
             let eval = some_eval(log, name, big);

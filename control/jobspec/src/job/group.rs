@@ -1,7 +1,7 @@
 //! Groups: count, restart policy, network, disk.
 
-use super::Reader;
 use super::service::Place;
+use super::{Inherited, Reader};
 use crate::section::{Section, Shape};
 use hcl_edit::structure::Block;
 use model::{Network, NetworkMode, PortRequest, RestartMode, RestartPolicy, TaskGroup, rules};
@@ -9,21 +9,19 @@ use model::{Network, NetworkMode, PortRequest, RestartMode, RestartPolicy, TaskG
 const GROUP: Shape = Shape {
     name: "group",
     keys: &["count", "meta"],
-    blocks: &["constraint", "task", "restart", "ephemeral_disk", "network", "meta", "service"],
+    blocks: &["constraint", "task", "restart", "ephemeral_disk", "network", "meta", "service", "update", "migrate"],
     not_built: &[
         "affinity",
         "consul",
         "disconnect",
         "max_client_disconnect",
         "max_run_duration",
-        "migrate",
         "prevent_reschedule_on_lost",
         "reschedule",
         "scaling",
         "shutdown_delay",
         "spread",
         "stop_after_client_disconnect",
-        "update",
         "vault",
         "volume",
     ],
@@ -59,7 +57,7 @@ const PORT: Shape = Shape {
 };
 
 impl Reader<'_, '_, '_> {
-    pub(super) fn group(&mut self, block: &Block, job: &str) -> TaskGroup {
+    pub(super) fn group(&mut self, block: &Block, job: &str, inherited: &Inherited) -> TaskGroup {
         let section = Section::read(&block.body, &GROUP, self.source);
         let name = self.label(block);
         self.rule(&block.ident, "the group's name", rules::name(&name));
@@ -74,18 +72,19 @@ impl Reader<'_, '_, '_> {
         TaskGroup {
             count: self.number(section.get("count"), 0, max, 1),
             constraints: self.constraints(&section),
-            restart: self.restart(&section),
+            restart: self.restart(&section, RestartPolicy::default_of(inherited.kind)),
             services: self.services(&section, &place),
             tasks: section.all("task").map(|task| self.task(task, &place)).collect(),
             meta: self.strings_by_name(&section, "meta"),
             disk_mb: self.disk(&section),
+            update: self.update(&section, inherited.kind, inherited.update),
+            migrate_max_parallel: self.migrate(&section, inherited.migrate_max_parallel),
             network,
             name,
         }
     }
 
-    fn restart(&mut self, section: &Section<'_>) -> RestartPolicy {
-        let default = RestartPolicy::SERVICE;
+    fn restart(&mut self, section: &Section<'_>, default: RestartPolicy) -> RestartPolicy {
         let Some(block) = section.one("restart", self.source) else { return default };
         let section = Section::read(&block.body, &RESTART, self.source);
         let mode = section.get("mode");

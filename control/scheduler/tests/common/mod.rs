@@ -76,7 +76,7 @@ impl Cluster {
 
     pub fn register_job(&mut self, job: Job) {
         let eval = self.eval(&job.id.0);
-        self.must(Command::RegisterJob { job: Box::new(job), eval });
+        self.must(Command::RegisterJob { job: Box::new(job), eval, enforce_index: None });
     }
 
     pub fn stop_job(&mut self, job: &str, purge: bool) {
@@ -108,6 +108,7 @@ impl Cluster {
                 .filter(|alloc| alloc.is_live() || *alloc.job_id() == eval.job_id)
                 .map(Arc::as_ref)
                 .collect(),
+            deployment: self.catalog.latest_deployment(&eval.job_id).map(Arc::as_ref),
         }
     }
 
@@ -171,6 +172,7 @@ pub fn node(name: &str) -> Node {
         drivers: BTreeMap::from([("exec".to_owned(), healthy)]),
         status: NodeStatus::Initializing,
         eligibility: Eligibility::Eligible,
+        drain: None,
         epoch: Epoch(0),
         blocks: Vec::new(),
         version: "0.1.0".to_owned(),
@@ -195,6 +197,7 @@ pub fn job(name: &str, groups: Vec<TaskGroup>) -> Job {
         groups,
         version: 0,
         stopped: false,
+        stable: false,
         submitted_at: Timestamp::NEVER,
     }
 }
@@ -210,6 +213,8 @@ pub fn group(name: &str, count: u32) -> TaskGroup {
         tasks: vec![task("main")],
         meta: BTreeMap::new(),
         disk_mb: 300,
+        update: None,
+        migrate_max_parallel: 1,
     }
 }
 

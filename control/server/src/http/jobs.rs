@@ -7,9 +7,8 @@ use crate::member::Member;
 use crate::sessions::new_eval;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
 use catalog::Catalog;
-use model::{Allocation, ClientStatus, Command, DesiredStatus, EvalStatus, EvalTrigger, Job, JobId, Table};
+use model::{Allocation, ClientStatus, Command, DesiredStatus, EvalStatus, EvalTrigger, Index, Job, JobId, Table};
 use serde::de::DeserializeOwned;
 use serde_json::json as json_value;
 use std::collections::BTreeMap;
@@ -36,8 +35,11 @@ pub(super) async fn read(State(member): Shared, Path(id): Path<String>, options:
 pub(super) async fn versions(State(member): Shared, Path(id): Path<String>, options: Options) -> Answer {
     show(&member, &options, &[Table::Jobs], |catalog| {
         let job = find(catalog, &id)?;
-        let versions = catalog.job_versions(&job.id).iter().map(|job| nomad::Job::from(job.as_ref()));
-        Ok(json_value!({ "Versions": versions.collect::<Vec<_>>(), "Diffs": null }))
+        let versions: Vec<nomad::Job> =
+            catalog.job_versions(&job.id).iter().map(|job| nomad::Job::from(job.as_ref())).collect();
+        let pairs = versions.iter().zip(versions.iter().skip(1));
+        let diffs: Vec<_> = pairs.map(|(newer, older)| nomad::diff_jobs(Some(older), newer)).collect();
+        Ok(json_value!({ "Versions": versions, "Diffs": options.is_true("diffs").then_some(diffs) }))
     })
     .await
 }
@@ -83,17 +85,24 @@ pub(super) async fn register_at(
 }
 
 async fn register_job(member: &Member, options: &Options, request: nomad::JobRegisterRequest) -> Answer {
-    let mut job = read_job(request.job)?;
+    let job = read_job(request.job)?;
     if request.preserve_counts {
         return Err(HttpError::not_built("PreserveCounts is not built yet; send the counts that you want"));
     }
-    if request.enforce_index {
-        check_index(member, &job.id, request.job_modify_index).await?;
-    }
+    let enforce_index = request.enforce_index.then_some(Index(request.job_modify_index));
+    propose_job(member, options, job, enforce_index).await
+}
+
+pub(super) async fn propose_job(
+    member: &Member,
+    options: &Options,
+    mut job: Job,
+    enforce_index: Option<Index>,
+) -> Answer {
     job.submitted_at = clock::now();
     let eval = new_eval(job.id.clone(), job.priority, EvalTrigger::JobRegister);
     let eval_id = eval.id.to_string();
-    let index = member.propose(Command::RegisterJob { job: Box::new(job), eval }).await?.index;
+    let index = member.propose(Command::RegisterJob { job: Box::new(job), eval, enforce_index }).await?.index;
     let answer = nomad::JobRegisterResponse {
         eval_id,
         eval_create_index: index.0,
@@ -103,19 +112,6 @@ async fn register_job(member: &Member, options: &Options, request: nomad::JobReg
         ..Default::default()
     };
     Ok(json(member, options, index, &answer))
-}
-
-/// Two writers that check the same index at the same moment may both pass; the later one wins.
-async fn check_index(member: &Member, id: &JobId, expected: u64) -> Result<(), HttpError> {
-    member.read_barrier().await?;
-    let current = member.snapshot().job_indices(id).map_or(0, |indices| indices.job_modified.0);
-    match current == expected {
-        true => Ok(()),
-        false => Err(HttpError::new(
-            StatusCode::CONFLICT,
-            format!("Enforcing job modify index {expected}: job exists with conflicting job modify index: {current}"),
-        )),
-    }
 }
 
 pub(super) async fn deregister(State(member): Shared, Path(id): Path<String>, options: Options) -> Answer {
@@ -166,7 +162,7 @@ pub(super) async fn validate(State(member): Shared, options: Options, body: Byte
     Ok(json(&member, &options, member.snapshot().table_index(Table::Jobs), &answer))
 }
 
-fn read_job(job: Option<nomad::Job>) -> Result<Job, HttpError> {
+pub(super) fn read_job(job: Option<nomad::Job>) -> Result<Job, HttpError> {
     let job = job.ok_or_else(|| HttpError::bad_request("Job must be specified"))?;
     if job.stop == Some(true) {
         return Err(HttpError::not_built("Job.Stop: to register a job stopped is not built yet; leave it out"));
@@ -179,7 +175,7 @@ pub(super) fn read_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, HttpError
         .map_err(|error| HttpError::bad_request(format!("the body is not the JSON expected: {error}")))
 }
 
-fn find<'a>(catalog: &'a Catalog, id: &str) -> Result<&'a Arc<Job>, HttpError> {
+pub(super) fn find<'a>(catalog: &'a Catalog, id: &str) -> Result<&'a Arc<Job>, HttpError> {
     catalog.job(&JobId(id.to_owned())).ok_or_else(|| HttpError::not_found("job not found"))
 }
 
@@ -202,7 +198,7 @@ fn list_stub(catalog: &Catalog, job: &Job) -> nomad::JobListStub {
         namespace: job.namespace.clone(),
         datacenters: job.datacenters.clone(),
         node_pool: job.node_pool.clone(),
-        kind: "service".to_owned(),
+        kind: job.kind.as_str().to_owned(),
         priority: i64::from(job.priority),
         stop: job.stopped,
         status: status(catalog, job).to_owned(),

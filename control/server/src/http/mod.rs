@@ -2,10 +2,12 @@
 //! is known but not built says so with 501.
 
 mod answer;
+mod changes;
 mod jobs;
 mod logs;
 mod operator;
 mod options;
+mod rollouts;
 mod state;
 mod unbuilt;
 
@@ -36,11 +38,25 @@ pub(crate) fn router(member: Arc<Member>) -> Router {
         .route("/v1/job/{id}/evaluations", get(jobs::evaluations))
         .route("/v1/job/{id}/summary", get(jobs::summary))
         .route("/v1/job/{id}/versions", get(jobs::versions))
+        .route("/v1/job/{id}/plan", post(changes::plan).put(changes::plan))
+        .route("/v1/job/{id}/scale", post(changes::scale).put(changes::scale))
+        .route("/v1/job/{id}/revert", post(changes::revert).put(changes::revert))
+        .route("/v1/job/{id}/deployments", get(rollouts::of_job))
+        .route("/v1/job/{id}/deployment", get(rollouts::latest_of_job))
+        .route("/v1/deployments", get(rollouts::list))
+        .route("/v1/deployment/{id}", get(rollouts::read))
+        .route("/v1/deployment/allocations/{id}", get(rollouts::allocations))
+        .route("/v1/deployment/promote/{id}", post(rollouts::promote).put(rollouts::promote))
+        .route("/v1/deployment/pause/{id}", post(rollouts::pause).put(rollouts::pause))
+        .route("/v1/deployment/fail/{id}", post(rollouts::fail).put(rollouts::fail))
+        .route("/v1/deployment/allocation-health/{id}", post(rollouts::set_health).put(rollouts::set_health))
         .route("/v1/allocations", get(state::allocations))
         .route("/v1/allocation/{id}", get(state::allocation))
         .route("/v1/nodes", get(state::nodes))
         .route("/v1/node/{id}", get(state::node))
         .route("/v1/node/{id}/allocations", get(state::node_allocations))
+        .route("/v1/node/{id}/drain", post(changes::drain).put(changes::drain))
+        .route("/v1/node/{id}/eligibility", post(changes::eligibility).put(changes::eligibility))
         .route("/v1/evaluations", get(state::evaluations))
         .route("/v1/evaluation/{id}", get(state::evaluation))
         .route("/v1/evaluation/{id}/allocations", get(state::evaluation_allocations))

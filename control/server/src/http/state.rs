@@ -99,7 +99,7 @@ pub(super) fn find_alloc<'a>(catalog: &'a Catalog, id: &str) -> Result<&'a Arc<A
     find(catalog.allocs(), |alloc| alloc.id.to_string(), id, "alloc")
 }
 
-fn find_node<'a>(catalog: &'a Catalog, id: &str) -> Result<&'a Arc<Node>, HttpError> {
+pub(super) fn find_node<'a>(catalog: &'a Catalog, id: &str) -> Result<&'a Arc<Node>, HttpError> {
     find(catalog.nodes(), |node| node.id.to_string(), id, "node")
 }
 
@@ -108,7 +108,7 @@ fn find_eval<'a>(catalog: &'a Catalog, id: &str) -> Result<&'a Arc<Evaluation>, 
 }
 
 /// By the whole id, or by its first characters if there are at least eight and they are nobody else's.
-fn find<'a, T>(
+pub(super) fn find<'a, T>(
     rows: impl Iterator<Item = &'a Arc<T>>,
     id_of: impl Fn(&T) -> String,
     wanted: &str,

@@ -5,17 +5,12 @@ use super::answer::HttpError;
 use axum::http::Method;
 
 /// `*` is one segment, a trailing `**` any number of them.
-const KNOWN: [&str; 68] = [
+const KNOWN: [&str; 60] = [
     "jobs/statuses",
-    "job/*/plan",
-    "job/*/deployments",
-    "job/*/deployment",
     "job/*/evaluate",
     "job/*/dispatch",
     "job/*/periodic/force",
-    "job/*/revert",
     "job/*/stable",
-    "job/*/scale",
     "job/*/submission",
     "job/*/services",
     "job/*/actions",
@@ -32,14 +27,11 @@ const KNOWN: [&str; 68] = [
     "client/gc",
     "client/metadata",
     "node/*/evaluate",
-    "node/*/drain",
-    "node/*/eligibility",
     "node/*/purge",
     "node/pools",
     "node/pool/**",
     "evaluations/count",
-    "deployments",
-    "deployment/**",
+    "deployment/unblock/*",
     "service/*/*",
     "event/stream",
     "operator/raft/peer",
@@ -106,11 +98,11 @@ mod tests {
     #[test]
     fn known_routes_are_told_from_unknown_ones() {
         for path in
-            ["/v1/job/web/plan", "/v1/deployments", "/v1/var/a/b/c", "/v1/client/allocation/x/stats", "/v1/namespaces/"]
+            ["/v1/job/web/dispatch", "/v1/volumes", "/v1/var/a/b/c", "/v1/client/allocation/x/stats", "/v1/namespaces/"]
         {
             assert!(is_known(path), "{path}");
         }
-        for path in ["/", "/v1", "/v1/job/web/plans", "/v2/deployments", "/v1/deploymentsx", "/v1/job//plan"] {
+        for path in ["/", "/v1", "/v1/job/web/plans", "/v2/volumes", "/v1/volumesx", "/v1/job//dispatch"] {
             assert!(!is_known(path), "{path}");
         }
     }

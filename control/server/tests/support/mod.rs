@@ -114,6 +114,7 @@ pub fn node(id: NodeId, name: &str, epoch: u64) -> Node {
         drivers: BTreeMap::from([("exec".to_owned(), healthy.clone()), ("raw_exec".to_owned(), healthy)]),
         status: NodeStatus::Initializing,
         eligibility: Eligibility::Eligible,
+        drain: None,
         epoch: Epoch(epoch),
         blocks: Vec::new(),
         version: model::VERSION.to_owned(),

@@ -54,6 +54,8 @@ pub fn job(tasks: Vec<Task>, services: Vec<Service>) -> Job {
         tasks,
         meta: BTreeMap::new(),
         disk_mb: 300,
+        update: None,
+        migrate_max_parallel: 1,
     };
     Job {
         id: JobId("shop".to_owned()),
@@ -69,6 +71,7 @@ pub fn job(tasks: Vec<Task>, services: Vec<Service>) -> Job {
         groups: vec![group],
         version: 0,
         stopped: false,
+        stable: false,
         submitted_at: Timestamp::from_secs(1),
     }
 }
@@ -92,6 +95,7 @@ pub fn allocation_of(number: u128, job: Job) -> Allocation {
         task_states: BTreeMap::new(),
         address: None,
         checks: BTreeMap::new(),
+        deployment: None,
         created_at: Timestamp::from_secs(1),
         modified_at: Timestamp::from_secs(1),
         created_at_index: Index(1),

@@ -177,6 +177,8 @@ fn alloc(id: AllocId, node: &Node, task: Task) -> Allocation {
         tasks: vec![task],
         meta: BTreeMap::from([("colour".into(), "red".into())]),
         disk_mb: 10,
+        update: None,
+        migrate_max_parallel: 1,
     };
     let job = Job {
         id: JobId("j".into()),
@@ -192,6 +194,7 @@ fn alloc(id: AllocId, node: &Node, task: Task) -> Allocation {
         groups: vec![group],
         version: 0,
         stopped: false,
+        stable: false,
         submitted_at: Timestamp::NEVER,
     };
     Allocation {
@@ -212,6 +215,7 @@ fn alloc(id: AllocId, node: &Node, task: Task) -> Allocation {
         task_states: BTreeMap::new(),
         address: None,
         checks: BTreeMap::new(),
+        deployment: None,
         created_at: Timestamp::NEVER,
         modified_at: Timestamp::NEVER,
         created_at_index: Index(0),
@@ -233,6 +237,7 @@ fn node(id: NodeId) -> Node {
         drivers: BTreeMap::new(),
         status: NodeStatus::Ready,
         eligibility: Eligibility::Eligible,
+        drain: None,
         epoch: Epoch(1),
         blocks: Vec::new(),
         version: VERSION.into(),

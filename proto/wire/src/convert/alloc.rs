@@ -4,8 +4,8 @@
 
 use super::scalar::{ip, time, to_ip};
 use super::{
-    At, ConvertError, Problem, Result, ToModel, ToPb, all, all_by_name, enum_pairs, enumeration, list, map, port,
-    to_uuid, uuid,
+    At, ConvertError, Problem, Result, ToModel, ToPb, all, all_by_name, enum_pairs, enumeration, list, map, optional,
+    port, to_uuid, uuid,
 };
 use crate::pb;
 use model::{
@@ -76,6 +76,7 @@ fn to_allocation(alloc: &Allocation, job: u32) -> pb::Allocation {
         modified_at: alloc.modified_at.0,
         created_at_index: alloc.created_at_index.0,
         modified_at_index: alloc.modified_at_index.0,
+        deployment: alloc.deployment.as_ref().map(ToPb::to_pb),
     }
 }
 
@@ -99,6 +100,7 @@ fn from_allocation(alloc: pb::Allocation, jobs: &[Arc<Job>]) -> Result<Allocatio
         task_states: map(alloc.task_states, "task_states")?,
         address: alloc.address.map(|bytes| ip(&bytes, "address")).transpose()?,
         checks: map(alloc.checks, "checks")?,
+        deployment: optional(alloc.deployment, "deployment")?,
         created_at: time(alloc.created_at),
         modified_at: time(alloc.modified_at),
         created_at_index: Index(alloc.created_at_index),

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::pb;
 use crate::pb::envelope::Command as Pb;
-use model::{Authority, Command, Epoch, JobId, JoinToken, Role, ServerId, ServerRecord};
+use model::{Authority, Command, Epoch, Index, JobId, JoinToken, Role, ServerId, ServerRecord};
 
 impl ToPb<Pb> for Command {
     fn to_pb(&self) -> Pb {
@@ -30,9 +30,11 @@ impl ToPb<Pb> for Command {
                 status: status.to_pb().into(),
                 evals: all(evals),
             }),
-            Command::RegisterJob { job, eval } => {
-                Pb::RegisterJob(pb::RegisterJob { job: Some(job.to_pb()), eval: Some(eval.to_pb()) })
-            }
+            Command::RegisterJob { job, eval, enforce_index } => Pb::RegisterJob(pb::RegisterJob {
+                job: Some(job.to_pb()),
+                eval: Some(eval.to_pb()),
+                enforce_index: enforce_index.map(|index| index.0),
+            }),
             Command::DeregisterJob { job_id, purge, eval } => Pb::DeregisterJob(pb::DeregisterJob {
                 job_id: job_id.0.clone(),
                 purge: *purge,
@@ -52,6 +54,22 @@ impl ToPb<Pb> for Command {
             Command::SetFeatureLevel { level } => Pb::SetFeatureLevel(pb::SetFeatureLevel { level: *level }),
         }
     }
+            Command::SetNodeEligibility { node_id, eligibility, evals } => {
+                Pb::SetNodeEligibility(pb::SetNodeEligibility {
+                    node_id: to_uuid(node_id.0),
+                    eligibility: eligibility.to_pb().into(),
+                    evals: all(evals),
+                })
+            }
+            Command::SetNodeDrain { node_id, drain, eligibility, evals } => Pb::SetNodeDrain(pb::SetNodeDrain {
+                node_id: to_uuid(node_id.0),
+                drain: drain.as_ref().map(ToPb::to_pb),
+                eligibility: eligibility.to_pb().into(),
+                evals: all(evals),
+            }),
+            Command::UpdateDeployment { update, eval } => {
+                Pb::UpdateDeployment(pb::UpdateDeployment { update: Some(update.to_pb()), eval: Some(eval.to_pb()) })
+            }
 }
 
 impl ToModel<Command> for Pb {
@@ -83,6 +101,7 @@ impl ToModel<Command> for Pb {
             },
             Pb::DeregisterJob(command) => Command::DeregisterJob {
                 job_id: JobId(command.job_id),
+                enforce_index: command.enforce_index.map(Index),
                 purge: command.purge,
                 eval: required(command.eval, "eval")?,
             },
@@ -104,6 +123,21 @@ impl ToModel<Command> for Pb {
 
 impl ToPb<pb::Authority> for Authority {
     fn to_pb(&self) -> pb::Authority {
+            Pb::SetNodeEligibility(command) => Command::SetNodeEligibility {
+                node_id: uuid(&command.node_id, "node_id")?,
+                eligibility: enumeration::<pb::Eligibility, _>(command.eligibility, "eligibility")?,
+                evals: list(command.evals, "evals")?,
+            },
+            Pb::SetNodeDrain(command) => Command::SetNodeDrain {
+                node_id: uuid(&command.node_id, "node_id")?,
+                drain: optional(command.drain, "drain")?,
+                eligibility: enumeration::<pb::Eligibility, _>(command.eligibility, "eligibility")?,
+                evals: list(command.evals, "evals")?,
+            },
+            Pb::UpdateDeployment(command) => Command::UpdateDeployment {
+                update: required(command.update, "update")?,
+                eval: required(command.eval, "eval")?,
+            },
         pb::Authority { certificate_der: self.certificate_der.clone(), sealed_key: self.sealed_key.clone() }
     }
 }

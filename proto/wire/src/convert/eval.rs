@@ -2,8 +2,8 @@
 
 use super::scalar::time;
 use super::{
-    At, Result, ToModel, ToPb, all, all_by_name, enum_pairs, enumeration, from_alloc_set, list, map, number, present,
-    to_alloc_set, to_uuid, uuid,
+    At, Result, ToModel, ToPb, all, all_by_name, enum_pairs, enumeration, from_alloc_set, list, map, number, optional,
+    present, to_alloc_set, to_uuid, uuid,
 };
 use crate::pb;
 use model::{AllocId, EvalStatus, EvalTrigger, Evaluation, Index, JobId, PlacementFailure, Plan, PlannedStop};
@@ -86,6 +86,7 @@ impl ToPb<pb::Plan> for Plan {
             failures: all_by_name(&self.failures),
             queued: self.queued.clone(),
             follow_up_at: self.follow_up_at.map(|at| at.0),
+            deployment: self.deployment.as_ref().map(ToPb::to_pb),
         }
     }
 }
@@ -102,6 +103,7 @@ impl ToModel<Plan> for pb::Plan {
             in_place: self.in_place.iter().enumerate().map(in_place).collect::<Result<_>>()?,
             failures: map(self.failures, "failures")?,
             queued: self.queued,
+            deployment: optional(self.deployment, "deployment")?,
             follow_up_at: self.follow_up_at.map(time),
         })
     }
@@ -128,5 +130,14 @@ impl ToModel<PlannedStop> for pb::PlannedStop {
     }
 }
 
-enum_pairs!(EvalTrigger, pb::EvalTrigger, JobRegister, JobDeregister, NodeUpdate, AllocUpdate);
+enum_pairs!(
+    EvalTrigger,
+    pb::EvalTrigger,
+    JobRegister,
+    JobDeregister,
+    NodeUpdate,
+    AllocUpdate,
+    DeploymentWatcher,
+    NodeDrain
+);
 enum_pairs!(EvalStatus, pb::EvalStatus, Pending, Blocked, Complete, Failed, Canceled);

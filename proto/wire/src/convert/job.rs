@@ -3,9 +3,10 @@
 use super::{At, Result, ToModel, ToPb, all, enum_pairs, enumeration, list, number, optional, present, required, span};
 use super::{port, to_span};
 use crate::pb;
+use model::rules::DEFAULT_MIGRATE_MAX_PARALLEL;
 use model::{
-    Constraint, ExecConfig, Job, JobId, JobKind, LogConfig, Network, NetworkMode, Operator, PortRequest, Resources,
-    RestartMode, RestartPolicy, Task, TaskDriver, TaskGroup, Timestamp,
+    Constraint, ExecConfig, HealthCheck, Job, JobId, JobKind, LogConfig, Network, NetworkMode, Operator, PortRequest,
+    Resources, RestartMode, RestartPolicy, Task, TaskDriver, TaskGroup, Timestamp, UpdateOrder, UpdatePolicy,
 };
 
 impl ToPb<pb::Job> for Job {
@@ -25,6 +26,7 @@ impl ToPb<pb::Job> for Job {
             version: self.version,
             stopped: self.stopped,
             submitted_at: self.submitted_at.0,
+            stable: self.stable,
         }
     }
 }
@@ -45,6 +47,7 @@ impl ToModel<Job> for pb::Job {
             groups: list(self.groups, "groups")?,
             version: self.version,
             stopped: self.stopped,
+            stable: self.stable,
             submitted_at: Timestamp(self.submitted_at),
         })
     }
@@ -62,6 +65,8 @@ impl ToPb<pb::TaskGroup> for TaskGroup {
             tasks: all(&self.tasks),
             meta: self.meta.clone(),
             disk_mb: self.disk_mb,
+            update: self.update.as_ref().map(ToPb::to_pb),
+            migrate_max_parallel: Some(self.migrate_max_parallel).filter(|most| *most != DEFAULT_MIGRATE_MAX_PARALLEL),
         }
     }
 }
@@ -78,6 +83,42 @@ impl ToModel<TaskGroup> for pb::TaskGroup {
             tasks: list(self.tasks, "tasks")?,
             meta: self.meta,
             disk_mb: self.disk_mb,
+            update: optional(self.update, "update")?,
+            migrate_max_parallel: self.migrate_max_parallel.unwrap_or(DEFAULT_MIGRATE_MAX_PARALLEL),
+        })
+    }
+}
+
+impl ToPb<pb::UpdatePolicy> for UpdatePolicy {
+    fn to_pb(&self) -> pb::UpdatePolicy {
+        pb::UpdatePolicy {
+            max_parallel: self.max_parallel,
+            health_check: self.health_check.to_pb().into(),
+            min_healthy_time: Some(to_span(self.min_healthy_time)),
+            healthy_deadline: Some(to_span(self.healthy_deadline)),
+            progress_deadline: Some(to_span(self.progress_deadline)),
+            canary: self.canary,
+            auto_revert: self.auto_revert,
+            auto_promote: self.auto_promote,
+            stagger: Some(to_span(self.stagger)),
+            order: self.order.to_pb().into(),
+        }
+    }
+}
+
+impl ToModel<UpdatePolicy> for pb::UpdatePolicy {
+    fn to_model(self) -> Result<UpdatePolicy> {
+        Ok(UpdatePolicy {
+            max_parallel: self.max_parallel,
+            health_check: enumeration::<pb::HealthCheck, _>(self.health_check, "health_check")?,
+            min_healthy_time: span(self.min_healthy_time, "min_healthy_time")?,
+            healthy_deadline: span(self.healthy_deadline, "healthy_deadline")?,
+            progress_deadline: span(self.progress_deadline, "progress_deadline")?,
+            canary: self.canary,
+            auto_revert: self.auto_revert,
+            auto_promote: self.auto_promote,
+            stagger: span(self.stagger, "stagger")?,
+            order: enumeration::<pb::UpdateOrder, _>(self.order, "order")?,
         })
     }
 }
@@ -246,7 +287,9 @@ impl ToModel<Constraint> for pb::Constraint {
     }
 }
 
-enum_pairs!(JobKind, pb::JobKind, Service);
+enum_pairs!(JobKind, pb::JobKind, Service, Batch, System);
+enum_pairs!(HealthCheck, pb::HealthCheck, Checks, TaskStates, Manual);
+enum_pairs!(UpdateOrder, pb::UpdateOrder, StopFirst, StartFirst);
 enum_pairs!(RestartMode, pb::RestartMode, Fail, Delay);
 enum_pairs!(NetworkMode, pb::NetworkMode, Host, Bridge);
 enum_pairs!(

@@ -4,6 +4,7 @@
 
 mod alloc;
 mod command;
+mod deployment;
 mod eval;
 mod job;
 mod node;

@@ -1,9 +1,11 @@
 //! Nodes.
 
 use super::scalar::{ip, time, to_ip};
-use super::{Result, ToModel, ToPb, all, all_by_name, enum_pairs, enumeration, list, map, required, to_uuid, uuid};
+use super::{
+    Result, ToModel, ToPb, all, all_by_name, enum_pairs, enumeration, list, map, optional, required, to_uuid, uuid,
+};
 use crate::pb;
-use model::{DriverStatus, Eligibility, Epoch, Index, Node, NodeResources, NodeStatus};
+use model::{Drain, DriverStatus, Eligibility, Epoch, Index, Node, NodeResources, NodeStatus};
 
 impl ToPb<pb::Node> for Node {
     fn to_pb(&self) -> pb::Node {
@@ -26,6 +28,7 @@ impl ToPb<pb::Node> for Node {
             status_changed_at: self.status_changed_at.0,
             created_at_index: self.created_at_index.0,
             modified_at_index: self.modified_at_index.0,
+            drain: self.drain.as_ref().map(ToPb::to_pb),
         }
     }
 }
@@ -45,6 +48,7 @@ impl ToModel<Node> for pb::Node {
             drivers: map(self.drivers, "drivers")?,
             status: enumeration::<pb::NodeStatus, _>(self.status, "status")?,
             eligibility: enumeration::<pb::Eligibility, _>(self.eligibility, "eligibility")?,
+            drain: optional(self.drain, "drain")?,
             epoch: Epoch(self.epoch),
             blocks: list(self.blocks, "blocks")?,
             version: self.version,
@@ -52,6 +56,20 @@ impl ToModel<Node> for pb::Node {
             created_at_index: Index(self.created_at_index),
             modified_at_index: Index(self.modified_at_index),
         })
+    }
+}
+
+impl ToPb<pb::Drain> for Drain {
+    fn to_pb(&self) -> pb::Drain {
+        let Drain { started_at, deadline, ignore_system } = *self;
+        pb::Drain { started_at: started_at.0, deadline: deadline.0, ignore_system }
+    }
+}
+
+impl ToModel<Drain> for pb::Drain {
+    fn to_model(self) -> Result<Drain> {
+        let (started_at, deadline) = (time(self.started_at), time(self.deadline));
+        Ok(Drain { started_at, deadline, ignore_system: self.ignore_system })
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{At, ConvertError, Problem, Result, ToModel, ToPb, present};
 use crate::pb;
 use ipnet::IpNet;
-use model::{AllocId, EvalId, NodeId, Timestamp};
+use model::{AllocId, DeploymentId, EvalId, NodeId, Timestamp};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use uuid::Uuid;
@@ -30,7 +30,7 @@ macro_rules! from_uuid {
         })+
     };
 }
-from_uuid!(AllocId, EvalId, NodeId);
+from_uuid!(AllocId, DeploymentId, EvalId, NodeId);
 
 pub(crate) fn to_ip(address: IpAddr) -> Vec<u8> {
     match address {

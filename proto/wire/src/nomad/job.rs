@@ -35,6 +35,9 @@ nomad_struct!(Job {
     node_pool: String,
     constraints: Vec<Constraint>,
     meta: BTreeMap<String, String>,
+    /// The default of its groups; answers carry it there.
+    update: UpdateStrategy,
+    migrate: MigrateStrategy,
     task_groups: Vec<TaskGroup>,
     stop: bool,
     version: u64,
@@ -58,6 +61,29 @@ nomad_struct!(TaskGroup {
     tasks: Vec<Task>,
     meta: BTreeMap<String, String>,
     ephemeral_disk: EphemeralDisk,
+    update: UpdateStrategy,
+    migrate: MigrateStrategy,
+});
+
+nomad_struct!(UpdateStrategy {
+    stagger: i64,
+    max_parallel: i64,
+    health_check: String,
+    min_healthy_time: i64,
+    healthy_deadline: i64,
+    progress_deadline: i64,
+    canary: i64,
+    auto_revert: bool,
+    auto_promote: bool,
+    /// Ours: `stop-first` or `start-first`.
+    order: String,
+});
+
+nomad_struct!(MigrateStrategy {
+    max_parallel: i64,
+    health_check: String,
+    min_healthy_time: i64,
+    healthy_deadline: i64,
 });
 
 nomad_struct!(Task {
@@ -157,23 +183,25 @@ impl From<&model::Job> for Job {
             name: Some(job.name.clone()),
             namespace: Some(job.namespace.clone()),
             region: Some(job.region.clone()),
-            kind: Some("service".to_owned()),
+            kind: Some(job.kind.as_str().to_owned()),
             priority: int(u64::from(job.priority)),
             datacenters: Some(job.datacenters.clone()),
             node_pool: Some(job.node_pool.clone()),
             constraints: each(&job.constraints),
             meta: Some(job.meta.clone()),
+            update: None,
+            migrate: None,
             task_groups: each(&job.groups),
             stop: Some(job.stopped),
             version: Some(job.version),
             submit_time: int(job.submitted_at.0),
             status: None,
             status_description: None,
-            stable: Some(false),
+            stable: Some(job.stable),
             create_index: None,
             modify_index: None,
             job_modify_index: None,
-            others: absent(&["Affinities", "Spreads", "Periodic", "ParameterizedJob", "Update", "Multiregion"]),
+            others: absent(&["Affinities", "Spreads", "Periodic", "ParameterizedJob", "Multiregion"]),
         }
     }
 }
@@ -190,7 +218,40 @@ impl From<&model::TaskGroup> for TaskGroup {
             tasks: each(&group.tasks),
             meta: Some(group.meta.clone()),
             ephemeral_disk: Some(EphemeralDisk { size_mb: int(group.disk_mb), others: Others::new() }),
-            others: absent(&["Affinities", "Spreads", "Scaling", "Update", "Volumes"]),
+            update: group.update.as_ref().map(UpdateStrategy::from),
+            migrate: Some(MigrateStrategy::of(group.migrate_max_parallel)),
+            others: absent(&["Affinities", "Spreads", "Scaling", "Volumes"]),
+        }
+    }
+}
+
+impl From<&model::UpdatePolicy> for UpdateStrategy {
+    fn from(policy: &model::UpdatePolicy) -> Self {
+        Self {
+            stagger: nanos(policy.stagger),
+            max_parallel: int(u64::from(policy.max_parallel)),
+            health_check: Some(policy.health_check.as_str().to_owned()),
+            min_healthy_time: nanos(policy.min_healthy_time),
+            healthy_deadline: nanos(policy.healthy_deadline),
+            progress_deadline: nanos(policy.progress_deadline),
+            canary: int(u64::from(policy.canary)),
+            auto_revert: Some(policy.auto_revert),
+            auto_promote: Some(policy.auto_promote),
+            order: Some(policy.order.as_str().to_owned()),
+            others: Others::new(),
+        }
+    }
+}
+
+impl MigrateStrategy {
+    /// With the defaults of what is not built.
+    fn of(max_parallel: u32) -> Self {
+        Self {
+            max_parallel: int(u64::from(max_parallel)),
+            health_check: Some("checks".to_owned()),
+            min_healthy_time: nanos(Duration::from_secs(10)),
+            healthy_deadline: nanos(Duration::from_secs(300)),
+            others: Others::new(),
         }
     }
 }

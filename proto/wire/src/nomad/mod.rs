@@ -4,10 +4,12 @@
 //! ([`JobProblem::NotBuilt`]) unless it holds what it would have by default. Keys that Nomad does not know either are
 //! ignored, as Nomad's own decoder ignores them: clients of other versions send them.
 
+mod diff;
 mod job;
 mod read_job;
 mod views;
 
+pub use diff::{DiffType, FieldDiff, GroupDiff, JobDiff, ObjectDiff, TaskDiff, diff_jobs};
 pub use job::*;
 pub use read_job::{JobProblem, JobRefusal};
 pub use views::*;

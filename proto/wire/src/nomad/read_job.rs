@@ -2,8 +2,9 @@
 
 use super::job::*;
 use model::{
-    CheckKind, Constraint as ModelConstraint, ExecConfig, Job as ModelJob, JobId, JobKind, NetworkMode, Operator,
-    PortRequest, RestartMode, Task as ModelTask, TaskDriver, TaskGroup as ModelGroup, Timestamp, rules,
+    CheckKind, Constraint as ModelConstraint, ExecConfig, HealthCheck, Job as ModelJob, JobId, JobKind, NetworkMode,
+    Operator, PortRequest, RestartMode, Task as ModelTask, TaskDriver, TaskGroup as ModelGroup, Timestamp, UpdateOrder,
+    UpdatePolicy, rules,
 };
 use serde_json::{Value, json};
 use std::fmt;
@@ -58,33 +59,29 @@ impl TryFrom<Job> for ModelJob {
     }
 }
 
-const JOB_NOT_BUILT: [&str; 11] = [
+const JOB_NOT_BUILT: [&str; 9] = [
     "Affinities",
     "AllAtOnce",
     "Dispatched",
-    "Migrate",
     "Multiregion",
     "ParameterizedJob",
     "Payload",
     "Periodic",
     "Reschedule",
     "Spreads",
-    "Update",
 ];
-const GROUP_NOT_BUILT: [&str; 14] = [
+const GROUP_NOT_BUILT: [&str; 12] = [
     "Affinities",
     "Consul",
     "Disconnect",
     "MaxClientDisconnect",
     "MaxRunDuration",
-    "Migrate",
     "PreventRescheduleOnLost",
     "ReschedulePolicy",
     "Scaling",
     "ShutdownDelay",
     "Spreads",
     "StopAfterClientDisconnect",
-    "Update",
     "Volumes",
 ];
 const TASK_NOT_BUILT: [&str; 18] = [
@@ -152,13 +149,6 @@ const CHECK_NOT_BUILT: [&str; 19] = [
 fn client_default(name: &str) -> Value {
     const SECOND: u64 = 1_000_000_000;
     match name {
-        "Update" => json!({
-            "Stagger": 30 * SECOND, "MaxParallel": 1, "HealthCheck": "checks", "MinHealthyTime": 10 * SECOND,
-            "HealthyDeadline": 300 * SECOND, "ProgressDeadline": 600 * SECOND,
-        }),
-        "Migrate" => json!({
-            "MaxParallel": 1, "HealthCheck": "checks", "MinHealthyTime": 10 * SECOND, "HealthyDeadline": 300 * SECOND,
-        }),
         "Reschedule" | "ReschedulePolicy" => json!({
             "Delay": 30 * SECOND, "DelayFunction": "exponential", "MaxDelay": 3600 * SECOND, "Unlimited": true,
         }),
@@ -177,9 +167,11 @@ fn says_nothing(value: &Value, default: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => {
-            fields.iter().all(|(name, field)| says_nothing(field, default.get(name).unwrap_or(&Value::Null)))
-        }
+        // Of a block with known defaults, `0` and `false` are answers like any other.
+        Value::Object(fields) => fields.iter().all(|(name, field)| match default.get(name) {
+            Some(default) => field.is_null() || field == "" || field == default,
+            None => says_nothing(field, &Value::Null),
+        }),
         Value::Number(number) => number.as_f64() == Some(0.0) || value == default,
         Value::String(text) => text.is_empty() || value == default,
         Value::Bool(true) => value == default,
@@ -244,27 +236,22 @@ impl Reader {
         self.not_built("Job", &JOB_NOT_BUILT, &job.others);
         let id = self.text(job.id, "Job.ID");
         self.rule("Job.ID", rules::name(if id.is_empty() { "-" } else { &id }));
-        match job.kind.as_deref() {
-            None | Some("" | "service") => {}
-            Some(kind @ ("batch" | "system" | "sysbatch")) => {
-                self.problems.push(JobProblem::NotBuilt { path: format!("Job.Type \"{kind}\"") });
-            }
-            Some(kind) => self.invalid("Job.Type", format!("{kind:?} is not a job type; use \"service\"")),
-        }
+        let kind = self.kind(job.kind.as_deref());
+        let policies = Policies { kind, update: job.update, migrate: job.migrate };
         let groups: Vec<TaskGroup> = job.task_groups.unwrap_or_default();
         if groups.is_empty() {
             self.problems.push(JobProblem::Missing { path: "Job.TaskGroups".to_owned() });
         }
-        let read = |(at, group)| self.group(group, &id, &format!("Job.TaskGroups[{at}]"));
+        let read = |(at, group)| self.group(group, &id, &policies, &format!("Job.TaskGroups[{at}]"));
         let groups: Vec<ModelGroup> = groups.into_iter().enumerate().map(read).collect();
         self.unique("Job.TaskGroups", groups.iter().map(|group| group.name.as_str()));
         self.rule("Job.TaskGroups", rules::alloc_total(&groups));
         ModelJob {
             name: job.name.filter(|name| !name.is_empty()).unwrap_or_else(|| id.clone()),
             id: JobId(id),
-            namespace: or_default(job.namespace, "default"),
-            region: or_default(job.region, "global"),
-            kind: JobKind::Service,
+            namespace: self.only(job.namespace, "default", "Job.Namespace"),
+            region: self.only(job.region, "global", "Job.Region"),
+            kind,
             priority: self.number(
                 job.priority.filter(|priority| *priority != 0),
                 rules::DEFAULT_PRIORITY,
@@ -279,8 +266,17 @@ impl Reader {
             groups,
             version: 0,
             stopped: job.stop.unwrap_or(false),
+            stable: false,
             submitted_at: Timestamp::NEVER,
         }
+    }
+
+    /// The one value that is built.
+    fn only(&mut self, value: Option<String>, built: &str, path: &str) -> String {
+        if let Some(other) = value.filter(|value| !value.is_empty() && value != built) {
+            self.problems.push(JobProblem::NotBuilt { path: format!("{path} {other:?}") });
+        }
+        built.to_owned()
     }
 
     fn unique<'a>(&mut self, path: &str, names: impl Iterator<Item = &'a str>) {
@@ -289,14 +285,33 @@ impl Reader {
         }
     }
 
-    fn group(&mut self, group: TaskGroup, job: &str, path: &str) -> ModelGroup {
+    fn kind(&mut self, text: Option<&str>) -> JobKind {
+        let text = text.filter(|text| !text.is_empty()).unwrap_or("service");
+        match rules::job_kind(text) {
+            Ok(kind) => kind,
+            Err(rules::KindRefusal::NotBuilt) => {
+                self.problems.push(JobProblem::NotBuilt { path: format!("Job.Type \"{text}\"") });
+                JobKind::Service
+            }
+            Err(rules::KindRefusal::Unknown) => {
+                self.invalid("Job.Type", format!("{text:?} is not a job type; use \"service\""));
+                JobKind::Service
+            }
+        }
+    }
+
+    fn group(&mut self, mut group: TaskGroup, job: &str, of_job: &Policies, path: &str) -> ModelGroup {
+        // For system jobs, a policy of zeros is what clients fill in.
+        if of_job.kind == JobKind::System {
+            group.others.retain(|name, value| name != "ReschedulePolicy" || !says_nothing(value, &Value::Null));
+        }
         self.not_built(path, &GROUP_NOT_BUILT, &group.others);
         let name = self.text(group.name, &format!("{path}.Name"));
         self.rule(&format!("{path}.Name"), rules::name(if name.is_empty() { "-" } else { &name }));
         let network = self.network(group.networks.unwrap_or_default(), path);
         let labels: Vec<String> = network.iter().flat_map(|n| n.ports.iter().map(|p| p.label.clone())).collect();
-        let restart =
-            self.restart(group.restart_policy, model::RestartPolicy::SERVICE, &format!("{path}.RestartPolicy"));
+        let default_restart = model::RestartPolicy::default_of(of_job.kind);
+        let restart = self.restart(group.restart_policy, default_restart, &format!("{path}.RestartPolicy"));
         let scope = Scope { job, group: &name, labels: &labels, restart };
         if group.tasks.as_ref().is_none_or(Vec::is_empty) {
             self.problems.push(JobProblem::Missing { path: format!("{path}.Tasks") });
@@ -312,9 +327,78 @@ impl Reader {
             tasks,
             meta: group.meta.unwrap_or_default(),
             disk_mb: self.disk(group.ephemeral_disk, path),
+            update: self.update(group.update, of_job, &format!("{path}.Update")),
+            migrate_max_parallel: self.migrate(group.migrate, of_job, &format!("{path}.Migrate")),
             network,
             name,
         }
+    }
+
+    /// The group's values before the job's before the defaults; `None` when neither says anything.
+    fn update(&mut self, group: Option<UpdateStrategy>, of_job: &Policies, path: &str) -> Option<UpdatePolicy> {
+        let of_group = group.filter(|update| !is_empty(update));
+        let of_job = (of_job.update.clone().filter(|update| !is_empty(update)), of_job.kind);
+        let (update, kind) = match (of_group, of_job) {
+            (None, (None, _)) => return None,
+            (Some(update), (None, kind)) | (None, (Some(update), kind)) => (update, kind),
+            (Some(group), (Some(job), kind)) => (group.or(job), kind),
+        };
+        let policy = self.update_policy(update, path);
+        self.rule(path, rules::update(&policy, kind));
+        Some(policy)
+    }
+
+    fn update_policy(&mut self, update: UpdateStrategy, path: &str) -> UpdatePolicy {
+        let default = UpdatePolicy::default();
+        let max = i64::from(rules::ALLOCS_PER_JOB_MAX);
+        let at = |field: &str| format!("{path}.{field}");
+        UpdatePolicy {
+            max_parallel: self.number(update.max_parallel, default.max_parallel, 0, max, &at("MaxParallel")),
+            health_check: self.choice(
+                update.health_check,
+                default.health_check,
+                HealthCheck::parse,
+                &at("HealthCheck"),
+            ),
+            min_healthy_time: self.duration(update.min_healthy_time, default.min_healthy_time, &at("MinHealthyTime")),
+            healthy_deadline: self.duration(update.healthy_deadline, default.healthy_deadline, &at("HealthyDeadline")),
+            progress_deadline: self.duration(
+                update.progress_deadline,
+                default.progress_deadline,
+                &at("ProgressDeadline"),
+            ),
+            canary: self.number(update.canary, default.canary, 0, max, &at("Canary")),
+            auto_revert: update.auto_revert.unwrap_or(default.auto_revert),
+            auto_promote: update.auto_promote.unwrap_or(default.auto_promote),
+            stagger: self.duration(update.stagger, default.stagger, &at("Stagger")),
+            order: self.choice(update.order, default.order, UpdateOrder::parse, &at("Order")),
+        }
+    }
+
+    fn choice<T>(&mut self, text: Option<String>, default: T, parse: fn(&str) -> Option<T>, path: &str) -> T {
+        let Some(text) = text.filter(|text| !text.is_empty()) else { return default };
+        parse(&text).unwrap_or_else(|| {
+            self.invalid(path, format!("{text:?} is not one of the values it may have"));
+            default
+        })
+    }
+
+    fn migrate(&mut self, group: Option<MigrateStrategy>, of_job: &Policies, path: &str) -> u32 {
+        let default = rules::DEFAULT_MIGRATE_MAX_PARALLEL;
+        let Some(migrate) = group.or_else(|| of_job.migrate.clone()) else { return default };
+        let given = [
+            ("HealthCheck", migrate.health_check.map(Value::from), json!("checks")),
+            ("MinHealthyTime", migrate.min_healthy_time.map(Value::from), json!(10_000_000_000_u64)),
+            ("HealthyDeadline", migrate.healthy_deadline.map(Value::from), json!(300_000_000_000_u64)),
+        ];
+        for (field, value, default) in given {
+            if value.is_some_and(|value| !says_nothing(&value, &default)) {
+                let path = format!("{path}.{field} other than the default");
+                self.problems.push(JobProblem::NotBuilt { path });
+            }
+        }
+        let max = i64::from(rules::ALLOCS_PER_JOB_MAX);
+        self.number(migrate.max_parallel.filter(|most| *most != 0), default, 1, max, &format!("{path}.MaxParallel"))
     }
 
     fn disk(&mut self, disk: Option<EphemeralDisk>, path: &str) -> u64 {
@@ -602,6 +686,38 @@ impl Reader {
         }
         time
     }
+}
+
+/// What a group inherits from its job.
+struct Policies {
+    kind: JobKind,
+    update: Option<UpdateStrategy>,
+    migrate: Option<MigrateStrategy>,
+}
+
+impl UpdateStrategy {
+    /// What is not set here is as in `other`.
+    fn or(self, other: Self) -> Self {
+        Self {
+            stagger: self.stagger.or(other.stagger),
+            max_parallel: self.max_parallel.or(other.max_parallel),
+            health_check: self.health_check.or(other.health_check),
+            min_healthy_time: self.min_healthy_time.or(other.min_healthy_time),
+            healthy_deadline: self.healthy_deadline.or(other.healthy_deadline),
+            progress_deadline: self.progress_deadline.or(other.progress_deadline),
+            canary: self.canary.or(other.canary),
+            auto_revert: self.auto_revert.or(other.auto_revert),
+            auto_promote: self.auto_promote.or(other.auto_promote),
+            order: self.order.or(other.order),
+            others: self.others,
+        }
+    }
+}
+
+/// Clients send a block of zeros where there was none, and then all of it: a lone `MaxParallel: 0` switches updates off.
+fn is_empty(update: &UpdateStrategy) -> bool {
+    let alone = update.max_parallel.is_some() && update.health_check.is_none();
+    !alone && serde_json::to_value(update).is_ok_and(|value| says_nothing(&value, &Value::Null))
 }
 
 /// What a task or service needs to know of the group around it.

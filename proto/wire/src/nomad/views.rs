@@ -1,5 +1,6 @@
 //! What the servers answer about nodes, allocations, evaluations, services and themselves.
 
+use super::diff::JobDiff;
 use super::job::{Job, NetworkResource, Port};
 use model::{Allocation as ModelAlloc, Evaluation as ModelEval, Instance, Node as ModelNode};
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,80 @@ view!(JobRegisterResponse {
     index: u64,
     last_contact: u64,
     known_leader: bool,
+});
+view!(
+    /// `PUT /v1/job/<id>/plan`.
+    JobPlanRequest { job: Option<Job>, diff: bool, });
+view!(JobPlanResponse {
+    annotations: PlanAnnotations,
+    #[serde(rename = "FailedTGAllocs")]
+    failed_tg_allocs: Option<BTreeMap<String, AllocationMetric>>,
+    created_evals: Vec<Evaluation>,
+    diff: Option<JobDiff>,
+    job_modify_index: u64,
+    next_periodic_launch: Option<String>,
+    warnings: String,
+});
+view!(PlanAnnotations {
+    #[serde(rename = "DesiredTGUpdates")]
+    desired_tg_updates: BTreeMap<String, DesiredUpdates>,
+});
+view!(DesiredUpdates {
+    ignore: u32,
+    place: u32,
+    migrate: u32,
+    stop: u32,
+    in_place_update: u32,
+    destructive_update: u32,
+    canary: u32,
+    preemptions: u32,
+});
+view!(
+    /// `PUT /v1/job/<id>/scale`.
+    JobScaleRequest {
+    count: Option<i64>,
+    target: BTreeMap<String, String>,
+    message: String,
+});
+view!(
+    /// `PUT /v1/job/<id>/revert`.
+    JobRevertRequest {
+    #[serde(rename = "JobID")]
+    job_id: String,
+    job_version: u64,
+    enforce_prior_version: Option<u64>,
+});
+view!(
+    /// `PUT /v1/node/<id>/drain`: no `DrainSpec` ends the drain.
+    NodeDrainRequest { drain_spec: Option<DrainSpec>, mark_eligible: bool, });
+view!(
+    /// Nanoseconds; 0 is no deadline, -1 is at once.
+    DrainSpec { deadline: i64, ignore_system_jobs: bool, });
+view!(
+    /// `PUT /v1/node/<id>/eligibility`.
+    NodeEligibilityRequest { eligibility: String, });
+view!(
+    /// `PUT /v1/deployment/promote/<id>`.
+    DeploymentPromoteRequest { all: bool, groups: Option<Vec<String>>, });
+view!(
+    /// `PUT /v1/deployment/pause/<id>`.
+    DeploymentPauseRequest { pause: bool, });
+view!(
+    /// `PUT /v1/deployment/allocation-health/<id>`.
+    DeploymentHealthRequest {
+    #[serde(rename = "HealthyAllocationIDs")]
+    healthy_allocation_ids: Option<Vec<String>>,
+    #[serde(rename = "UnhealthyAllocationIDs")]
+    unhealthy_allocation_ids: Option<Vec<String>>,
+});
+view!(
+    /// What a change of a deployment answers.
+    DeploymentUpdateResponse {
+    #[serde(rename = "EvalID")]
+    eval_id: String,
+    eval_create_index: u64,
+    deployment_modify_index: u64,
+    reverted_job_version: Option<u64>,
 });
 view!(JobDeregisterResponse {
     #[serde(rename = "EvalID")]
@@ -354,6 +429,79 @@ view!(RaftServer {
     raft_protocol: String,
 });
 
+view!(
+    /// `GET /v1/deployments` and `/v1/deployment/<id>`.
+    Deployment {
+    #[serde(rename = "ID")]
+    id: String,
+    namespace: String,
+    #[serde(rename = "JobID")]
+    job_id: String,
+    job_version: u64,
+    job_modify_index: u64,
+    job_spec_modify_index: u64,
+    job_create_index: u64,
+    is_multiregion: bool,
+    task_groups: BTreeMap<String, DeploymentState>,
+    status: String,
+    status_description: String,
+    create_index: u64,
+    modify_index: u64,
+    create_time: u64,
+    modify_time: u64,
+});
+view!(DeploymentState {
+    auto_revert: bool,
+    auto_promote: bool,
+    progress_deadline: u64,
+    require_progress_by: Option<String>,
+    promoted: bool,
+    placed_canaries: Vec<String>,
+    desired_canaries: u32,
+    desired_total: u32,
+    placed_allocs: u32,
+    healthy_allocs: u32,
+    unhealthy_allocs: u32,
+});
+
+impl From<&model::Deployment> for Deployment {
+    fn from(deployment: &model::Deployment) -> Self {
+        let groups = deployment.groups.iter().map(|(name, group)| (name.clone(), group.into()));
+        Self {
+            id: deployment.id.to_string(),
+            namespace: "default".to_owned(),
+            job_id: deployment.job_id.0.clone(),
+            job_version: deployment.job_version,
+            task_groups: groups.collect(),
+            status: deployment.status.as_str().to_owned(),
+            status_description: deployment.status_description.clone(),
+            create_index: deployment.created_at_index.0,
+            modify_index: deployment.modified_at_index.0,
+            create_time: deployment.created_at.0,
+            modify_time: deployment.modified_at.0,
+            ..Self::default()
+        }
+    }
+}
+
+impl From<&model::DeploymentGroup> for DeploymentState {
+    fn from(group: &model::DeploymentGroup) -> Self {
+        Self {
+            auto_revert: group.auto_revert,
+            auto_promote: group.auto_promote,
+            progress_deadline: u64::try_from(group.progress_deadline.as_nanos()).unwrap_or(u64::MAX),
+            require_progress_by: rfc3339(group.require_progress_by),
+            promoted: group.promoted,
+            placed_canaries: group.placed_canaries.iter().map(ToString::to_string).collect(),
+            desired_canaries: group.desired_canaries,
+            desired_total: group.desired_total,
+            placed_allocs: group.placed,
+            healthy_allocs: group.healthy,
+            unhealthy_allocs: group.unhealthy,
+        }
+    }
+}
+
 impl From<&ModelEval> for Evaluation {
     fn from(eval: &ModelEval) -> Self {
         let failures = || eval.failures.iter().map(|(group, failure)| (group.clone(), failure.into())).collect();
@@ -415,6 +563,8 @@ impl From<&ModelAlloc> for Allocation {
             client_description: alloc.client_description.clone(),
             task_states: task_states(alloc),
             previous_allocation: alloc.previous.map(|id| id.to_string()).unwrap_or_default(),
+            deployment_id: alloc.deployment.as_ref().map(|part| part.id.to_string()).unwrap_or_default(),
+            deployment_status: alloc.deployment.as_ref().map(deployment_status),
             network_status: alloc.address.map(network_status),
             create_index: alloc.created_at_index.0,
             modify_index: alloc.modified_at_index.0,
@@ -436,7 +586,7 @@ impl From<&ModelAlloc> for AllocationListStub {
             node_id: alloc.node_id.to_string(),
             node_name: alloc.node_name.clone(),
             job_id: alloc.job.id.0.clone(),
-            job_type: "service".to_owned(),
+            job_type: alloc.job.kind.as_str().to_owned(),
             job_version: alloc.job.version,
             task_group: alloc.group.clone(),
             allocated_resources: Some(allocated_resources(alloc)),
@@ -445,6 +595,7 @@ impl From<&ModelAlloc> for AllocationListStub {
             client_status: alloc.client.as_str().to_owned(),
             client_description: alloc.client_description.clone(),
             task_states: task_states(alloc),
+            deployment_status: alloc.deployment.as_ref().map(deployment_status),
             create_index: alloc.created_at_index.0,
             modify_index: alloc.modified_at_index.0,
             create_time: alloc.created_at.0,
@@ -452,6 +603,15 @@ impl From<&ModelAlloc> for AllocationListStub {
             ..Self::default()
         }
     }
+}
+
+fn deployment_status(part: &model::AllocDeployment) -> serde_json::Value {
+    serde_json::json!({
+        "Healthy": part.healthy,
+        "Timestamp": rfc3339(part.changed_at),
+        "Canary": part.canary,
+        "ModifyIndex": 0,
+    })
 }
 
 fn network_status(address: IpAddr) -> AllocNetworkStatus {
@@ -570,8 +730,8 @@ impl From<&ModelNode> for NodeListStub {
             node_class: node.class.clone(),
             node_pool: node.pool.clone(),
             version: node.version.clone(),
-            drain: false,
-            scheduling_eligibility: eligibility(node.eligibility),
+            drain: node.drain.is_some(),
+            scheduling_eligibility: node.eligibility.as_str().to_owned(),
             status: node_status(node.status),
             status_description: status_description(node.status),
             drivers: drivers(node),
@@ -594,9 +754,9 @@ impl From<&ModelNode> for Node {
             meta: node.meta.clone(),
             drivers: drivers(node),
             node_resources: (&node.resources).into(),
-            drain: false,
-            drain_strategy: None,
-            scheduling_eligibility: eligibility(node.eligibility),
+            drain: node.drain.is_some(),
+            drain_strategy: node.drain.as_ref().map(drain_strategy),
+            scheduling_eligibility: node.eligibility.as_str().to_owned(),
             status: node_status(node.status),
             status_description: status_description(node.status),
             status_updated_at: node.status_changed_at.0 / 1_000_000_000,
@@ -622,12 +782,16 @@ fn drivers(node: &ModelNode) -> BTreeMap<String, DriverInfo> {
     node.drivers.iter().map(|(name, status)| (name.clone(), info(status))).collect()
 }
 
-fn eligibility(eligibility: model::Eligibility) -> String {
-    match eligibility {
-        model::Eligibility::Eligible => "eligible",
-        model::Eligibility::Ineligible => "ineligible",
-    }
-    .to_owned()
+/// A deadline that has no end is zero there, one that has passed already is negative.
+fn drain_strategy(drain: &model::Drain) -> serde_json::Value {
+    let forced = drain.deadline != model::Timestamp::NEVER && drain.deadline <= drain.started_at;
+    let length = i64::try_from(drain.deadline.since(drain.started_at).as_nanos()).unwrap_or(i64::MAX);
+    serde_json::json!({
+        "Deadline": if forced { -1 } else { length },
+        "IgnoreSystemJobs": drain.ignore_system,
+        "ForceDeadline": rfc3339(drain.deadline).unwrap_or_else(|| "0001-01-01T00:00:00Z".to_owned()),
+        "StartedAt": rfc3339(drain.started_at),
+    })
 }
 
 /// Nomad has no word for a suspect node; `disconnected` is its nearest: the node is out of touch and keeps its work.

@@ -135,6 +135,8 @@ fn group() -> impl Strategy<Value = TaskGroup> {
             tasks: vec![task],
             meta,
             disk_mb,
+            update: count.is_multiple_of(2).then(|| policy(count)),
+            migrate_max_parallel: 1 + count % 3,
         })
 }
 
@@ -156,6 +158,7 @@ pub(super) fn valid_job() -> impl Strategy<Value = Job> {
                 groups: vec![group],
                 version,
                 stopped,
+                stable: version.is_multiple_of(2),
                 submitted_at,
             };
             for constraint in &mut job.constraints {
@@ -231,6 +234,12 @@ fn alloc() -> impl Strategy<Value = Allocation> {
             task_states: update.task_states,
             address: update.address,
             checks: update.checks,
+            deployment: (numbers.0 % 2 == 0).then(|| AllocDeployment {
+                id: DeploymentId(node),
+                healthy: [None, Some(true), Some(false)][(numbers.1 % 3) as usize],
+                changed_at: Timestamp(numbers.3),
+                canary: numbers.1 % 2 == 0,
+            }),
             created_at: Timestamp(numbers.2),
             modified_at: Timestamp(numbers.3),
             created_at_index: Index(numbers.4),
@@ -279,6 +288,54 @@ fn eval() -> impl Strategy<Value = Evaluation> {
     )
 }
 
+fn policy(number: u32) -> UpdatePolicy {
+    let seconds = |n: u32| Duration::from_secs(u64::from(n % 100) + 1);
+    UpdatePolicy {
+        max_parallel: number % 5 + 1,
+        health_check: HealthCheck::ALL[(number % 3) as usize],
+        min_healthy_time: seconds(number),
+        healthy_deadline: seconds(number) * 2,
+        progress_deadline: seconds(number) * 3,
+        canary: number % 4,
+        auto_revert: number.is_multiple_of(3),
+        auto_promote: !number.is_multiple_of(4),
+        stagger: seconds(number),
+        order: UpdateOrder::ALL[(number / 2 % 2) as usize],
+    }
+}
+
+fn deployment(number: u64) -> Deployment {
+    let group = DeploymentGroup {
+        auto_revert: number.is_multiple_of(2),
+        auto_promote: number.is_multiple_of(3),
+        progress_deadline: Duration::from_secs(number % 1000),
+        require_progress_by: Timestamp(number),
+        promoted: number.is_multiple_of(5),
+        desired_canaries: (number % 7) as u32,
+        desired_total: (number % 11) as u32,
+        placed_canaries: vec![AllocId(id(u128::from(number)))],
+        placed: 1,
+        healthy: 2,
+        unhealthy: 3,
+    };
+    Deployment {
+        id: DeploymentId(id(u128::from(number))),
+        job_id: JobId("web".to_owned()),
+        job_version: number,
+        status: DeploymentStatus::Paused,
+        status_description: "because".to_owned(),
+        groups: BTreeMap::from([("web".to_owned(), group)]),
+        created_at: Timestamp(number),
+        modified_at: Timestamp(1),
+        created_at_index: Index(2),
+        modified_at_index: Index(3),
+    }
+}
+
+fn eligibility(eligible: bool) -> Eligibility {
+    if eligible { Eligibility::Eligible } else { Eligibility::Ineligible }
+}
+
 fn plan() -> impl Strategy<Value = Plan> {
     let stop = (uuid(), text(), option::of(client())).prop_map(|(id, reason, client)| PlannedStop {
         alloc_id: AllocId(id),
@@ -296,6 +353,7 @@ fn plan() -> impl Strategy<Value = Plan> {
             in_place: in_place.into_iter().map(AllocId).collect(),
             queued: failures.keys().map(|group| (group.clone(), 7)).collect(),
             failures,
+            deployment: follow_up_at.map(|_| deployment(index)),
             follow_up_at,
         },
     )
@@ -327,7 +385,12 @@ fn node() -> impl Strategy<Value = Node> {
             resources: NodeResources { cpu_mhz: numbers[0], memory_mb: numbers[1], disk_mb: numbers[2] },
             drivers,
             status,
-            eligibility: if eligible { Eligibility::Eligible } else { Eligibility::Ineligible },
+            eligibility: eligibility(eligible),
+            drain: eligible.then_some(Drain {
+                started_at: Timestamp(numbers[0]),
+                deadline: Timestamp(numbers[1]),
+                ignore_system: eligible,
+            }),
             epoch: Epoch(numbers[3]),
             blocks,
             status_changed_at: Timestamp(numbers[4]),
@@ -381,7 +444,36 @@ fn command() -> impl Strategy<Value = Command> {
             status,
             evals,
         }),
-        (valid_job(), eval()).prop_map(|(job, eval)| Command::RegisterJob { job: Box::new(job), eval }),
+        (valid_job(), eval(), option::of(any::<u64>())).prop_map(|(job, eval, index)| Command::RegisterJob {
+            job: Box::new(job),
+            eval,
+            enforce_index: index.map(Index),
+        }),
+        (uuid(), any::<(bool, u64, bool)>(), evals()).prop_map(|(id, (eligible, deadline, ignore_system), evals)| {
+            let (node_id, eligibility) = (NodeId(id), eligibility(eligible));
+            match deadline {
+                0 => Command::SetNodeEligibility { node_id, eligibility, evals },
+                deadline => {
+                    let deadline = Timestamp(deadline);
+                    let drain =
+                        (deadline.0 % 3 != 0).then_some(Drain { started_at: deadline, deadline, ignore_system });
+                    Command::SetNodeDrain { node_id, drain, eligibility, evals }
+                }
+            }
+        }),
+        (uuid(), vec(uuid(), 0..3), option::of(text()), any::<bool>(), eval()).prop_map(
+            |(id, ids, text, revert, eval)| {
+                let update = DeploymentUpdate {
+                    healthy: ids.iter().copied().map(AllocId).collect(),
+                    promote: text.iter().cloned().collect(),
+                    status: text.is_some().then_some(DeploymentStatus::Failed),
+                    status_description: text.unwrap_or_default(),
+                    revert,
+                    ..DeploymentUpdate::of(DeploymentId(id))
+                };
+                Command::UpdateDeployment { update, eval }
+            }
+        ),
         (word(), any::<bool>(), eval()).prop_map(|(id, purge, eval)| Command::DeregisterJob {
             job_id: JobId(id),
             purge,
@@ -432,6 +524,7 @@ pub(super) fn image() -> impl Strategy<Value = CatalogImage> {
             jobs,
             allocs,
             evals,
+            deployments: (0..numbers.0 % 3).map(deployment).collect(),
             vips,
             tables: Table::ALL.iter().map(|table| (*table, Index(numbers.2))).collect(),
             instances_modified: instances.into_iter().map(|(id, at)| (AllocId(id), Index(at))).collect(),
@@ -470,6 +563,15 @@ pub(super) fn outcome() -> impl Strategy<Value = Outcome> {
         any::<(u64, u64)>().prop_map(|(known, got)| Refusal::EpochStale { known: Epoch(known), got: Epoch(got) }),
         text().prop_map(|range| Refusal::AddressesExhausted { range }),
         word().prop_map(|id| Refusal::JobUnknown { id: JobId(id) }),
+        (word(), any::<(u64, u64)>()).prop_map(|(id, (expected, current))| Refusal::JobIndexConflict {
+            id: JobId(id),
+            expected: Index(expected),
+            current: Index(current),
+        }),
+        uuid().prop_map(|id| Refusal::DeploymentUnknown { id: DeploymentId(id) }),
+        uuid().prop_map(|id| Refusal::DeploymentEnded { id: DeploymentId(id), status: DeploymentStatus::Cancelled }),
+        uuid().prop_map(|id| Refusal::NodeDrains { id: NodeId(id) }),
+        text().prop_map(|reason| Refusal::NotPromotable { reason }),
         (word(), text()).prop_map(|(id, reason)| Refusal::JobInvalid { id: JobId(id), reason }),
         (uuid(), word()).prop_map(|(id, job)| Refusal::EvalMismatch { id: EvalId(id), job_id: JobId(job) }),
         uuid().prop_map(|id| Refusal::EvalUnknown { id: EvalId(id) }),
@@ -614,6 +716,8 @@ pub(super) fn fixed_job() -> Job {
         tasks: vec![task],
         meta: BTreeMap::new(),
         disk_mb: 300,
+        update: None,
+        migrate_max_parallel: 1,
     };
     Job {
         id: JobId("web".to_owned()),
@@ -629,6 +733,7 @@ pub(super) fn fixed_job() -> Job {
         groups: vec![group],
         version: 3,
         stopped: false,
+        stable: false,
         submitted_at: Timestamp::from_secs(1_000_000_000),
     }
 }
@@ -660,6 +765,7 @@ pub(super) fn fixed_alloc(slot: u32, job: Arc<Job>) -> Allocation {
         task_states: BTreeMap::from([("httpd".to_owned(), state)]),
         address: Some(IpAddr::from([10, 64, 0, 2])),
         checks: BTreeMap::from([("web/http".to_owned(), check)]),
+        deployment: None,
         created_at: Timestamp(5),
         modified_at: Timestamp(6),
         created_at_index: Index(7),
@@ -706,6 +812,7 @@ pub(super) fn fixed_node() -> Node {
         drivers: BTreeMap::from([("exec".to_owned(), exec)]),
         status: NodeStatus::Suspect,
         eligibility: Eligibility::Eligible,
+        drain: None,
         epoch: Epoch(2),
         blocks: vec!["10.64.0.0/26".parse().expect("a prefix")],
         version: "0.1.0".to_owned(),
@@ -776,6 +883,7 @@ pub(super) fn fixed_commands() -> Vec<(&'static str, Envelope)> {
         failures: fixed_eval().failures,
         queued: fixed_eval().queued,
         follow_up_at: Some(Timestamp(77)),
+        deployment: None,
     };
     let (node_id, epoch, evals) = (NodeId(id(3)), Epoch(2), vec![fixed_eval()]);
     let (job_id, status) = (JobId("web".to_owned()), NodeStatus::Down);
@@ -787,7 +895,7 @@ pub(super) fn fixed_commands() -> Vec<(&'static str, Envelope)> {
         ("use-token", Command::UseToken { digest: [7; 32], role: Role::Server, name: "s2".to_owned() }),
         ("register-node", Command::RegisterNode(Box::new(fixed_node()))),
         ("set-node-status", Command::SetNodeStatus { node_id, epoch, status, evals: evals.clone() }),
-        ("register-job", Command::RegisterJob { job: Box::new(fixed_job()), eval: fixed_eval() }),
+        ("register-job", Command::RegisterJob { job: Box::new(fixed_job()), eval: fixed_eval(), enforce_index: None }),
         ("deregister-job", Command::DeregisterJob { job_id, purge: true, eval: fixed_eval() }),
         ("apply-plan", Command::ApplyPlan { plan: Box::new(plan), follow_up: Some(fixed_eval()) }),
         ("update-allocs", Command::UpdateAllocs { node_id, epoch, updates: vec![update], evals: evals.clone() }),
@@ -818,7 +926,9 @@ pub(super) fn fixed_image() -> CatalogImage {
         allocs: vec![fixed_alloc(0, job.clone()), fixed_alloc(1, job)],
         evals: vec![fixed_eval()],
         vips: vec![("web".to_owned(), IpAddr::from([10, 43, 0, 1]))],
-        tables: Table::ALL.iter().map(|table| (*table, Index(40))).collect(),
+        deployments: Vec::new(),
+        // Those of the first release.
+        tables: Table::ALL[..8].iter().map(|table| (*table, Index(40))).collect(),
         instances_modified: vec![(AllocId(id(100)), Index(41))],
         routing_modified: Index(41),
     }
