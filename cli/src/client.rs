@@ -46,6 +46,14 @@ impl Endpoint {
         read_json(path, checked(response)?)
     }
 
+    /// A body that is no JSON.
+    pub fn put_bytes<T: DeserializeOwned>(&self, path: &str, body: &[u8]) -> Result<T> {
+        let url = format!("{}{path}", self.url());
+        refuse_tls(&url)?;
+        let response = agent().put(&url).send(body).with_context(|| unreachable_text(&self.url()))?;
+        read_json(path, checked(response)?)
+    }
+
     pub fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         let url = format!("{}{path}", self.url());
         refuse_tls(&url)?;

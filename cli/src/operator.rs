@@ -3,15 +3,24 @@
 use crate::client::Endpoint;
 use crate::json::{list, print_pretty, text};
 use crate::table::{columns, row};
-use anyhow::{Result, ensure};
-use clap::{Subcommand, ValueEnum};
+use anyhow::{Context, Result, ensure};
+use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
+use server::SnapshotMeta;
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 #[derive(Subcommand)]
 pub enum Command {
     /// Send a GET request to the HTTP API and print the answer
     Api { path: String },
+    /// Save the servers' state to a file, look at such a file, put it back
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Ask about Raft
     #[command(subcommand)]
     Raft(RaftCommand),
@@ -21,6 +30,45 @@ pub enum Command {
 pub enum RaftCommand {
     /// List the servers with their part in Raft
     ListPeers,
+    /// Remove a server; one that runs ends and says why
+    RemovePeer {
+        #[command(flatten)]
+        peer: Peer,
+    },
+    /// Hand leadership to another voter, by default to the one that has most of the log
+    TransferLeadership {
+        #[command(flatten)]
+        peer: Peer,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum SnapshotCommand {
+    /// Save the state to a file that only its owner may read
+    Save { file: PathBuf },
+    /// Check a file and show what is in it
+    Inspect { file: PathBuf },
+    /// Put a file in the place of the state: jobs, allocations and addresses come back; servers, nodes and tokens stay
+    Restore { file: PathBuf },
+}
+
+#[derive(Args)]
+#[group(multiple = false)]
+pub struct Peer {
+    /// The server's id, as list-peers shows it
+    #[arg(long, value_name = "ID")]
+    peer_id: Option<u64>,
+    /// The server's RPC address
+    #[arg(long, value_name = "IP:PORT")]
+    peer_address: Option<SocketAddr>,
+}
+
+impl Peer {
+    /// The query that names it; `None` names nobody.
+    fn query(&self) -> Option<String> {
+        let by_id = self.peer_id.map(|id| format!("id={id}"));
+        by_id.or_else(|| self.peer_address.map(|address| format!("address={address}")))
+    }
 }
 
 #[derive(Subcommand)]
@@ -52,12 +100,70 @@ pub fn run(endpoint: &Endpoint, command: Command) -> Result<()> {
             let answer: Value = endpoint.get(&path)?;
             print_pretty(&answer);
         }
+        Command::Snapshot(SnapshotCommand::Save { file }) => save(endpoint, &file)?,
+        Command::Snapshot(SnapshotCommand::Inspect { file }) => println!("{}", described(&read(&file)?.1)),
+        Command::Snapshot(SnapshotCommand::Restore { file }) => {
+            let (bytes, meta) = read(&file)?;
+            let answer: Value = endpoint.put_bytes("/v1/operator/snapshot", &bytes)?;
+            println!("Restored the state of {} at index {}", meta.taken_at, text(&answer, "Index"));
+        }
         Command::Raft(RaftCommand::ListPeers) => {
             let configuration: Value = endpoint.get("/v1/operator/raft/configuration")?;
             println!("{}", peers(&configuration));
         }
+        Command::Raft(RaftCommand::RemovePeer { peer }) => {
+            let query = peer.query().context("name the server with -peer-id or -peer-address")?;
+            let _: Value = endpoint.delete(&format!("/v1/operator/raft/peer?{query}"))?;
+            println!("Removed the server with {}", query.replace('=', " "));
+        }
+        Command::Raft(RaftCommand::TransferLeadership { peer }) => {
+            let query = peer.query().unwrap_or_default();
+            let _: Value = endpoint.put(&format!("/v1/operator/raft/transfer-leadership?{query}"), &json!({}))?;
+            let leader: Value = endpoint.get("/v1/status/leader")?;
+            println!("The leader is now at {}", leader.as_str().unwrap_or_default());
+        }
     }
     Ok(())
+}
+
+/// What arrives is checked before it takes the place of an older file.
+fn save(endpoint: &Endpoint, file: &Path) -> Result<()> {
+    let mut bytes = Vec::new();
+    let most = 2 * server::SNAPSHOT_BYTES_MAX as u64;
+    endpoint.open("/v1/operator/snapshot")?.take(most).read_to_end(&mut bytes).context("the answer broke off")?;
+    let (meta, _) = server::read_snapshot(&bytes).context("the answer is not a whole snapshot")?;
+    let fresh = file.with_added_extension("new");
+    let written = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&fresh)
+        .and_then(|mut out| out.write_all(&bytes).and_then(|()| out.sync_all()))
+        .and_then(|()| std::fs::rename(&fresh, file));
+    written.with_context(|| format!("could not write {}", file.display()))?;
+    println!("Saved the state at index {} to {}", meta.index, file.display());
+    Ok(())
+}
+
+fn read(file: &Path) -> Result<(Vec<u8>, SnapshotMeta)> {
+    let bytes = std::fs::read(file).with_context(|| format!("could not read {}", file.display()))?;
+    let (meta, _) = server::read_snapshot(&bytes).with_context(|| file.display().to_string())?;
+    Ok((bytes, meta))
+}
+
+fn described(meta: &SnapshotMeta) -> String {
+    let mut rows = vec![
+        vec!["Taken at".to_owned(), meta.taken_at.clone()],
+        vec!["Index".to_owned(), meta.index.to_string()],
+        vec!["Term".to_owned(), meta.term.to_string()],
+        vec!["Version".to_owned(), meta.version.clone()],
+        vec!["Feature level".to_owned(), meta.feature_level.to_string()],
+        vec!["Cluster CA".to_owned(), meta.cluster.clone()],
+        vec!["Bytes".to_owned(), meta.bytes.to_string()],
+    ];
+    rows.extend(meta.rows.iter().map(|(name, count)| vec![name.clone(), count.to_string()]));
+    columns(&rows)
 }
 
 fn peers(configuration: &Value) -> String {

@@ -11,15 +11,19 @@
 
 mod agents;
 mod allocs;
+mod changes;
 mod cluster;
 mod deployments;
 mod evals;
 mod jobs;
 mod plans;
+mod restore;
 mod services;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+
+pub use changes::{Change, Row};
 
 use imbl::{OrdMap, OrdSet};
 use model::{
@@ -41,20 +45,22 @@ pub struct Catalog {
     jobs: OrdMap<JobId, Arc<StoredJob>>,
     allocs: OrdMap<AllocId, Arc<Allocation>>,
     evals: OrdMap<EvalId, Arc<Evaluation>>,
+    deployments: OrdMap<DeploymentId, Arc<Deployment>>,
     vips: OrdMap<String, IpAddr>,
     tables: OrdMap<Table, Index>,
     routing_modified: Index,
-    deployments: OrdMap<DeploymentId, Arc<Deployment>>,
+    /// Not part of the image: it says what this process's readers have to read again.
+    restored_at: Index,
     // Derived from the tables above.
     allocs_by_job: OrdMap<JobId, OrdSet<AllocId>>,
     allocs_by_node: OrdMap<NodeId, OrdSet<AllocId>>,
     evals_by_job: OrdMap<JobId, OrdSet<EvalId>>,
+    deployments_by_job: OrdMap<JobId, OrdSet<DeploymentId>>,
     instances: OrdMap<AllocId, Arc<[Instance]>>,
     instances_modified: OrdMap<AllocId, Index>,
 }
 
 /// A job with its versions shared, so that allocations point to them instead of copying them.
-    deployments_by_job: OrdMap<JobId, OrdSet<DeploymentId>>,
 #[derive(Clone, Debug, PartialEq)]
 struct StoredJob {
     /// Newest first, never empty.
@@ -84,20 +90,21 @@ impl Default for Catalog {
             jobs: OrdMap::new(),
             allocs: OrdMap::new(),
             evals: OrdMap::new(),
+            deployments: OrdMap::new(),
             vips: OrdMap::new(),
             tables: OrdMap::new(),
             routing_modified: Index::default(),
+            restored_at: Index::default(),
             allocs_by_job: OrdMap::new(),
             allocs_by_node: OrdMap::new(),
-            deployments: OrdMap::new(),
             evals_by_job: OrdMap::new(),
+            deployments_by_job: OrdMap::new(),
             instances: OrdMap::new(),
             instances_modified: OrdMap::new(),
         }
     }
 }
 
-            deployments_by_job: OrdMap::new(),
 impl Catalog {
     /// Applies the command at `index` of the log. A refusal changes nothing but [`Catalog::index`].
     pub fn apply(&mut self, index: Index, envelope: &Envelope) -> Result<Applied, Refusal> {
@@ -144,14 +151,8 @@ impl Catalog {
                 self.upsert_evals(at, evals);
                 return Ok(dropped);
             }
+            Command::RestoreCatalog { image, evals } => self.restore(at, image, evals)?,
             Command::UpsertEvals(evals) => self.upsert_evals(at, evals),
-        }
-        Ok(Vec::new())
-    }
-
-    /// The newest log index that was applied.
-    pub fn index(&self) -> Index {
-        self.index
             Command::SetNodeEligibility { node_id, eligibility, evals } => {
                 self.set_node_eligibility(at, *node_id, *eligibility)?;
                 self.upsert_evals(at, evals);
@@ -161,6 +162,13 @@ impl Catalog {
                 self.upsert_evals(at, evals);
             }
             Command::UpdateDeployment { update, eval } => self.update_deployment(at, update, eval)?,
+        }
+        Ok(Vec::new())
+    }
+
+    /// The newest log index that was applied.
+    pub fn index(&self) -> Index {
+        self.index
     }
 
     pub fn feature_level(&self) -> u32 {
@@ -248,13 +256,6 @@ impl Catalog {
         self.evals_by_job.get(id).into_iter().flatten().filter_map(|id| self.evals.get(id))
     }
 
-    /// The log index that changed the table last; zero when nothing did.
-    pub fn table_index(&self, table: Table) -> Index {
-        self.tables.get(&table).copied().unwrap_or_default()
-    }
-
-    fn touch(&mut self, table: Table, at: At) {
-        self.tables.insert(table, at.index);
     pub fn deployment(&self, id: DeploymentId) -> Option<&Arc<Deployment>> {
         self.deployments.get(&id)
     }
@@ -272,6 +273,13 @@ impl Catalog {
         self.deployments_of_job(id).max_by_key(|deployment| (deployment.created_at_index, deployment.id))
     }
 
+    /// The log index that changed the table last; zero when nothing did.
+    pub fn table_index(&self, table: Table) -> Index {
+        self.tables.get(&table).copied().unwrap_or_default()
+    }
+
+    fn touch(&mut self, table: Table, at: At) {
+        self.tables.insert(table, at.index);
     }
 }
 

@@ -105,7 +105,7 @@ impl ServerConfig {
 }
 
 impl Mode {
-    /// The address ranges of DESIGN.md.
+    /// The default address ranges: VIPs from 10.43.0.0/16, allocations from 10.64.0.0/11.
     pub fn init() -> Self {
         let range = |text: &str| text.parse().expect("a constant range");
         Mode::Init { alloc_range: range("10.64.0.0/11"), vip_range: range("10.43.0.0/16") }

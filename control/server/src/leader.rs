@@ -11,7 +11,7 @@ use catalog::Catalog;
 use consensus::{ChangeError, MembershipChange, Role};
 use model::{
     Applied, Command, EvalId, EvalStatus, EvalTrigger, Evaluation, JobId, Node, NodeId, NodeStatus, Plan, Refusal,
-    Timestamp,
+    ServerId, Timestamp,
 };
 use scheduler::{ClusterView, GroupChanges};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -283,7 +283,8 @@ fn evals_of_lost_node(catalog: &Catalog, id: NodeId) -> Vec<Evaluation> {
     known.map(|job| new_eval(job.id.clone(), job.priority, EvalTrigger::NodeUpdate)).collect()
 }
 
-/// One step per tick: a server that the catalog knows and Raft does not becomes a learner, one that has caught up a voter.
+/// One step per tick: a server that the catalog knows and Raft does not becomes a learner, one that has caught up a voter,
+/// and one that the catalog knows no more is removed.
 async fn admit_servers(member: &Member, catalog: &Catalog) {
     let status = member.raft.status();
     let known = |id: &u64| status.voters.contains(id) || status.learners.contains(id);
@@ -291,8 +292,20 @@ async fn admit_servers(member: &Member, catalog: &Catalog) {
     if let Some(id) = newcomer {
         return change_membership(member, MembershipChange::AddLearner(id)).await;
     }
-    for id in &status.learners {
+    for id in status.learners.iter().filter(|id| catalog.server(ServerId(**id)).is_some()) {
         change_membership(member, MembershipChange::Promote(*id)).await;
+    }
+    dismiss_servers(member, catalog, &status).await;
+}
+
+/// Members of Raft that the catalog does not list any more. Whoever founds a cluster is a member before it is listed.
+async fn dismiss_servers(member: &Member, catalog: &Catalog, status: &consensus::Status) {
+    let is_listed = |id: u64| catalog.server(ServerId(id)).is_some();
+    let mut members = status.voters.iter().chain(&status.learners).copied();
+    match members.find(|id| !is_listed(*id) && catalog.servers().next().is_some()) {
+        Some(id) if id == member.id.0 => member.resign().await,
+        Some(id) => change_membership(member, MembershipChange::Remove(id)).await,
+        None => {}
     }
 }
 

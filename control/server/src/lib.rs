@@ -11,16 +11,19 @@
 //! Whoever wants a change proposes a command and waits for what applying it answered; whoever wants to read takes the
 //! newest catalog, which is an immutable snapshot. Only the leader holds sessions, plans and declares nodes down.
 
+mod backup;
 mod clock;
 mod config;
 mod disk;
 mod doors;
+mod events;
 mod http;
 mod join;
 mod leader;
 mod logs;
 mod machine;
 mod member;
+mod membership;
 mod peers;
 mod renewal;
 mod rpc;
@@ -28,6 +31,7 @@ mod sessions;
 mod start;
 mod watch;
 
+pub use backup::{SNAPSHOT_BYTES_MAX, SnapshotError, SnapshotMeta, read_snapshot};
 pub use config::{ConfigError, HTTP_PORT, Mode, RPC_PORT, ServerConfig, Timing};
 pub use disk::DiskError;
 pub use member::ProposeError;
@@ -50,8 +54,14 @@ pub async fn run(config: ServerConfig) -> anyhow::Result<()> {
         server = Server::start(config) => server?,
         () = &mut stop => return Ok(()),
     };
-    stop.await;
+    let removed = tokio::select! {
+        () = &mut stop => None,
+        reason = server.removed() => Some(reason),
+    };
     tracing::info!("stopping");
     server.shutdown().await;
-    Ok(())
+    match removed {
+        Some(reason) => anyhow::bail!(reason),
+        None => Ok(()),
+    }
 }

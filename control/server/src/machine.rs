@@ -1,5 +1,6 @@
 //! The catalog behind Raft's apply thread. Every applied command publishes a clone of the catalog, which costs pointers.
 
+use crate::events::Events;
 use catalog::Catalog;
 use consensus::{RestoreError, StateMachine};
 use model::Index;
@@ -12,13 +13,15 @@ pub(crate) type Halt = Arc<dyn Fn(&str) + Send + Sync>;
 pub(crate) struct Machine {
     catalog: Catalog,
     publish: watch::Sender<Catalog>,
+    events: Arc<Events>,
     halt: Halt,
 }
 
 impl Machine {
-    pub fn new(halt: Halt) -> (Self, watch::Receiver<Catalog>) {
+    pub fn new(halt: Halt) -> (Self, watch::Receiver<Catalog>, Arc<Events>) {
         let (publish, watch) = watch::channel(Catalog::default());
-        (Self { catalog: Catalog::default(), publish, halt }, watch)
+        let events = Events::new();
+        (Self { catalog: Catalog::default(), publish, events: Arc::clone(&events), halt }, watch, events)
     }
 }
 
@@ -35,8 +38,10 @@ impl StateMachine for Machine {
                 return Vec::new();
             }
         };
+        let before = self.catalog.clone();
         let outcome = self.catalog.apply(Index(index), &envelope);
         self.publish.send_replace(self.catalog.clone());
+        self.events.record(&before, &self.catalog);
         wire::outcome::encode(&outcome)
     }
 
@@ -48,6 +53,7 @@ impl StateMachine for Machine {
         let image = wire::snapshot::decode(data).map_err(|error| RestoreError { reason: error.to_string() })?;
         self.catalog = Catalog::from_image(image);
         self.publish.send_replace(self.catalog.clone());
+        self.events.forget(self.catalog.index().0);
         Ok(())
     }
 }

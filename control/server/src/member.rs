@@ -3,6 +3,7 @@
 
 use crate::clock;
 use crate::disk::Disk;
+use crate::events::Events;
 use crate::logs::LogRequests;
 use crate::peers::Peers;
 use crate::sessions::Sessions;
@@ -32,6 +33,7 @@ pub(crate) struct Member {
     pub raft: Raft,
     pub status: watch::Receiver<Status>,
     pub catalog: watch::Receiver<Catalog>,
+    pub events: Arc<Events>,
     pub peers: Arc<Peers>,
     pub sessions: Sessions,
     pub logs: LogRequests,
@@ -90,6 +92,7 @@ impl Member {
         let envelope = Envelope { proposed_at: clock::now(), feature_level: FEATURE_LEVEL_OF_COMMANDS, command };
         self.check_feature_level(envelope.feature_level)?;
         let bytes = wire::command::encode(&envelope);
+        check_size(&envelope.command, bytes.len())?;
         let deadline = Instant::now() + PROPOSE_FOR;
         let mut uncertain = false;
         loop {
@@ -227,6 +230,20 @@ impl ProposeError {
 /// The level of every command that this build proposes.
 const FEATURE_LEVEL_OF_COMMANDS: u32 = 1;
 
+/// A snapshot is as large as the state; everything else would hold up the commands behind it.
+const COMMAND_BYTES_MAX: usize = 2 << 20;
+
+pub(crate) fn check_size(command: &Command, bytes: usize) -> Result<(), ProposeError> {
+    match command {
+        Command::RestoreCatalog { .. } => Ok(()),
+        _ if bytes <= COMMAND_BYTES_MAX => Ok(()),
+        _ => {
+            let reason = format!("the command has {bytes} bytes, the limit is {COMMAND_BYTES_MAX}; split it");
+            Err(ProposeError::TooLarge { reason })
+        }
+    }
+}
+
 fn missed_here(error: consensus::ProposeError) -> Missed {
     use consensus::ProposeError as Cause;
     match error {
@@ -265,9 +282,11 @@ fn trace_of(catalog: &Catalog, command: &Command) -> Option<Index> {
     match command {
         Command::RegisterJob { eval, .. }
         | Command::DeregisterJob { eval, .. }
-        | Command::UpdateDeployment { eval, .. } => {
-            catalog.eval(eval.id).map(|known| known.created_at_index)
+        | Command::UpdateDeployment { eval, .. } => catalog.eval(eval.id).map(|known| known.created_at_index),
+        Command::RestoreCatalog { evals, .. } => {
+            evals.first().and_then(|eval| catalog.eval(eval.id)).map(|known| known.created_at_index)
         }
+        Command::RemoveServer { id } => catalog.server(*id).is_none().then(|| catalog.table_index(Table::Servers)),
         Command::CreateToken(token) => catalog.token(&token.digest).map(|_| catalog.table_index(Table::Tokens)),
         Command::RegisterNode(node) => {
             catalog.node(node.id).filter(|known| known.epoch == node.epoch).map(|known| known.modified_at_index)
@@ -285,6 +304,8 @@ fn is_repeatable(command: &Command) -> bool {
         | Command::CreateToken(_)
         | Command::RegisterNode(_)
         | Command::UpsertServer(_)
+        | Command::RemoveServer { .. }
+        | Command::RestoreCatalog { .. }
         | Command::UpsertEvals(_)
         | Command::UpdateAllocs { .. }
         | Command::SetNodeStatus { .. }
@@ -292,10 +313,7 @@ fn is_repeatable(command: &Command) -> bool {
         | Command::SetNodeDrain { .. }
         | Command::UpdateDeployment { .. }
         | Command::SetFeatureLevel { .. } => true,
-        Command::Bootstrap { .. }
-        | Command::RemoveServer { .. }
-        | Command::UseToken { .. }
-        | Command::ApplyPlan { .. } => false,
+        Command::Bootstrap { .. } | Command::UseToken { .. } | Command::ApplyPlan { .. } => false,
     }
 }
 

@@ -6,7 +6,7 @@ use catalog::Catalog;
 use consensus::{Raft, Transport};
 use identity::RPC_MESSAGE_BYTES_MAX;
 use model::ServerId;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -20,6 +20,8 @@ use tonic::transport::Channel;
 const QUEUE_MESSAGES_MAX: usize = 1024;
 const RECONNECT_DELAY: Duration = Duration::from_millis(200);
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(300);
+const PART_BYTES: usize = 1 << 20;
+const ASSEMBLED_BYTES_MAX: usize = 1 << 30;
 
 /// A client for the servers' own service.
 pub(crate) type PeerClient = ServersClient<Channel>;
@@ -59,6 +61,14 @@ impl Peers {
         known.or_else(|| self.seeds.get(&id).copied())
     }
 
+    /// The other servers, as far as they are known.
+    pub fn others(&self, own: ServerId) -> Vec<ServerId> {
+        let catalog = self.catalog.borrow();
+        let known: BTreeSet<ServerId> =
+            catalog.servers().map(|server| server.id).chain(self.seeds.keys().copied()).collect();
+        known.into_iter().filter(|id| *id != own).collect()
+    }
+
     /// A client that talks to this server and no other; connects when it is used.
     pub fn client(&self, id: ServerId) -> Option<PeerClient> {
         let address = self.address(id)?;
@@ -72,12 +82,20 @@ impl Peers {
                 channel
             }
         };
-        Some(
-            ServersClient::new(channel)
-                .max_decoding_message_size(RPC_MESSAGE_BYTES_MAX)
-                .max_encoding_message_size(RPC_MESSAGE_BYTES_MAX),
-        )
+        Some(client_over(channel))
     }
+
+    /// As [`Peers::client`], over a connection that nothing else uses.
+    fn client_of_its_own(&self, id: ServerId) -> Option<PeerClient> {
+        let name = identity::server_name(id);
+        identity::channel(self.address(id)?, &name, Arc::clone(&self.tls.client)).ok().map(client_over)
+    }
+}
+
+fn client_over(channel: Channel) -> PeerClient {
+    ServersClient::new(channel)
+        .max_decoding_message_size(RPC_MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(RPC_MESSAGE_BYTES_MAX)
 }
 
 /// Raft's way to the other servers.
@@ -89,12 +107,14 @@ pub(crate) struct RaftTransport {
     raft: Arc<OnceLock<Raft>>,
     /// Raft repeats a message that never arrives; the operator is told once for each kind of reason.
     told_too_large: AtomicBool,
+    /// Peers that are being sent a snapshot.
+    snapshots: Arc<Mutex<BTreeSet<u64>>>,
 }
 
 impl RaftTransport {
     pub fn new(peers: Arc<Peers>, runtime: Handle) -> Self {
         let (queues, raft) = (Mutex::default(), Arc::default());
-        Self { peers, runtime, queues, raft, told_too_large: AtomicBool::new(false) }
+        Self { peers, runtime, queues, raft, told_too_large: AtomicBool::new(false), snapshots: Arc::default() }
     }
 
     pub fn attach(&self, raft: Raft) {
@@ -118,6 +138,22 @@ impl RaftTransport {
         }
     }
 
+    /// On a connection of its own: heartbeats must not wait behind it. One at a time; Raft repeats what is dropped.
+    fn send_snapshot(&self, to: u64, message: Vec<u8>) {
+        if !lock(&self.snapshots).insert(to) {
+            return;
+        }
+        let (peers, raft, snapshots) = (Arc::clone(&self.peers), Arc::clone(&self.raft), Arc::clone(&self.snapshots));
+        self.runtime.spawn(async move {
+            let sent = snapshot_to(to, message, &peers).await;
+            lock(&snapshots).remove(&to);
+            if let (Err(status), Some(raft)) = (sent, raft.get()) {
+                tracing::info!(server = to, reason = status.message(), "a snapshot did not get through");
+                raft.report_unreachable(to);
+            }
+        });
+    }
+
     fn start_queue(&self, to: u64) -> mpsc::Sender<Vec<u8>> {
         let (sender, queue) = mpsc::channel(QUEUE_MESSAGES_MAX);
         self.runtime.spawn(carry(to, queue, Arc::clone(&self.peers), Arc::clone(&self.raft)));
@@ -128,6 +164,9 @@ impl RaftTransport {
 impl Transport for RaftTransport {
     /// Drops the message when the peer's queue is full.
     fn send(&self, to: u64, message: Vec<u8>) {
+        if consensus::is_snapshot(&message) {
+            return self.send_snapshot(to, message);
+        }
         if is_too_large(message.len()) {
             return self.refuse(to, message.len());
         }
@@ -192,6 +231,41 @@ async fn stream_to(
     }
 }
 
+async fn snapshot_to(to: u64, message: Vec<u8>, peers: &Peers) -> Result<(), tonic::Status> {
+    let unknown = || tonic::Status::unavailable("its address is not known yet");
+    let mut client = peers.client_of_its_own(ServerId(to)).ok_or_else(unknown)?;
+    client.raft(futures::stream::iter(in_parts(message))).await.map(drop)
+}
+
+/// A snapshot is as large as the state; a message of the stream is not.
+fn in_parts(message: Vec<u8>) -> impl Iterator<Item = RaftMessage> {
+    let parts = message.len().div_ceil(PART_BYTES);
+    (0..parts).map(move |part| {
+        let (start, end) = (part * PART_BYTES, ((part + 1) * PART_BYTES).min(message.len()));
+        RaftMessage { message: message[start..end].to_vec(), more: end < message.len() }
+    })
+}
+
+/// Puts the parts of messages together again.
+#[derive(Default)]
+pub(crate) struct Assembly {
+    parts: Vec<u8>,
+}
+
+impl Assembly {
+    /// The message that this part completes.
+    pub fn add(&mut self, part: RaftMessage) -> Result<Option<Vec<u8>>, tonic::Status> {
+        if self.parts.len() + part.message.len() > ASSEMBLED_BYTES_MAX {
+            return Err(tonic::Status::out_of_range("the message is larger than any snapshot may be"));
+        }
+        if self.parts.is_empty() && !part.more {
+            return Ok(Some(part.message));
+        }
+        self.parts.extend(part.message);
+        Ok((!part.more).then(|| std::mem::take(&mut self.parts)))
+    }
+}
+
 /// One message from the queue into the stream; false when there will be none any more. `next` keeps what was taken out
 /// of the queue, so that losing the race against the stream's end loses no message silently.
 async fn forward(
@@ -204,7 +278,7 @@ async fn forward(
     }
     let Ok(permit) = sender.reserve().await else { return std::future::pending().await };
     match next.take() {
-        Some(message) => permit.send(RaftMessage { message }),
+        Some(message) => permit.send(RaftMessage { message, more: false }),
         None => return false,
     }
     true
@@ -212,4 +286,21 @@ async fn forward(
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sent_in_parts_is_put_together_again() {
+        for bytes in [1, PART_BYTES - 1, PART_BYTES, PART_BYTES + 1, 3 * PART_BYTES + 7] {
+            let message: Vec<u8> = (0..bytes).map(|at| at as u8).collect();
+            let parts: Vec<RaftMessage> = in_parts(message.clone()).collect();
+            assert_eq!(parts.len(), bytes.div_ceil(PART_BYTES));
+            let mut assembly = Assembly::default();
+            let complete: Vec<Vec<u8>> = parts.into_iter().filter_map(|part| assembly.add(part).unwrap()).collect();
+            assert_eq!(complete, [message]);
+        }
+    }
 }

@@ -8,11 +8,12 @@ use crate::pb;
 use crate::pb::agents_server::{Agents, AgentsServer};
 use crate::pb::join_server::{Join, JoinServer};
 use crate::pb::servers_server::{Servers, ServersServer};
+use crate::peers::Assembly;
 use crate::sessions::{self, Outbound};
 use crate::{clock, doors, join, renewal};
 use futures::{Stream, stream};
 use identity::RPC_MESSAGE_BYTES_MAX;
-use model::{NodeId, Role};
+use model::{NodeId, Role, ServerId};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -102,14 +103,17 @@ impl Servers for Service {
     type ReadLogsStream = Pin<Box<dyn Stream<Item = Result<pb::LogChunk, Status>> + Send>>;
 
     async fn raft(&self, request: Request<Streaming<pb::RaftMessage>>) -> Result<Response<pb::RaftAck>, Status> {
-        let id = require(&request, Role::Server)?;
-        let sender: u64 = id.parse().map_err(|_| Status::permission_denied("the certificate names no server"))?;
-        let mut messages = request.into_inner();
+        let sender = self.require_server(&request).await?.0;
+        let (mut messages, mut assembly) = (request.into_inner(), Assembly::default());
         let mut stop = std::pin::pin!(until(self.0.stop.clone()));
         loop {
             tokio::select! {
                 message = messages.message() => match message? {
-                    Some(message) => self.0.raft.step(sender, message.message),
+                    Some(part) => {
+                        if let Some(message) = assembly.add(part)? {
+                            self.0.raft.step(sender, message);
+                        }
+                    }
                     None => break,
                 },
                 () = &mut stop => break,
@@ -119,7 +123,7 @@ impl Servers for Service {
     }
 
     async fn propose(&self, request: Request<pb::ProposeRequest>) -> Result<Response<pb::ProposeReply>, Status> {
-        require(&request, Role::Server)?;
+        self.require_server(&request).await?;
         let envelope = request.into_inner().envelope;
         // What no server could read must not get into the log: every server would halt on it.
         let decoded = wire::command::decode(&envelope);
@@ -129,16 +133,43 @@ impl Servers for Service {
             let refusal = ProposeError::FeatureLevel { cluster, needed: decoded.feature_level };
             return Err(Status::invalid_argument(refusal.to_string()));
         }
+        crate::member::check_size(&decoded.command, envelope.len())
+            .map_err(|error| Status::out_of_range(error.to_string()))?;
         let (index, outcome) = self.0.propose_here(envelope).await.map_err(status_of_propose)?;
         Ok(Response::new(pb::ProposeReply { index, outcome }))
     }
 
     async fn read_logs(&self, request: Request<pb::ReadLogsRequest>) -> Result<Response<Self::ReadLogsStream>, Status> {
-        require(&request, Role::Server)?;
+        self.require_server(&request).await?;
         let range = request.into_inner().range.ok_or_else(|| Status::invalid_argument("range: missing"))?;
         let range = LogRange::try_from(range).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let reader = self.0.read_logs_here(range).await.map_err(status_of_logs)?;
         Ok(Response::new(Box::pin(chunks_of(reader))))
+    }
+
+    async fn remove_server(&self, request: Request<pb::RemoveServerRequest>) -> Result<Response<pb::Done>, Status> {
+        self.require_server(&request).await?;
+        self.0.remove_server_here(ServerId(request.into_inner().id)).await?;
+        Ok(Response::new(pb::Done {}))
+    }
+
+    async fn transfer_leadership(
+        &self,
+        request: Request<pb::TransferLeadershipRequest>,
+    ) -> Result<Response<pb::Done>, Status> {
+        self.require_server(&request).await?;
+        self.0.transfer_leadership_here(request.into_inner().to.map(ServerId)).await?;
+        Ok(Response::new(pb::Done {}))
+    }
+}
+
+impl Service {
+    /// The calling server's id. A certificate outlives a removal, so the catalog is asked as well.
+    async fn require_server<T>(&self, request: &Request<T>) -> Result<ServerId, Status> {
+        let id = require(request, Role::Server)?;
+        let id = id.parse().map(ServerId).map_err(|_| Status::permission_denied("the certificate names no server"))?;
+        self.0.check_server(id).await?;
+        Ok(id)
     }
 }
 

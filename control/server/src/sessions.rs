@@ -98,11 +98,13 @@ impl Sessions {
 /// Opens a session for the node that the caller's certificate names. The first message of the answer says whether it is
 /// one: Welcome, NotLeader or Refused.
 pub(crate) async fn open(member: Arc<Member>, node_id: NodeId, mut inbound: Streaming<pb::AgentMessage>) -> Outbound {
+    // What the hello tells is told to the state as of now: a snapshot restored later knows nothing of it.
+    let since = member.catalog.borrow().index();
     match greet(&member, node_id, &mut inbound).await {
         Ok(hello) => {
             let ticket = member.sessions.open(node_id);
             tracing::info!(node = %hello.node.name, id = %node_id, epoch = hello.node.epoch.0, "session opened");
-            let session = Session { node_id, epoch: hello.node.epoch, serial: ticket.serial };
+            let session = Session { node_id, epoch: hello.node.epoch, serial: ticket.serial, since };
             let canceled = ticket.canceled.clone();
             tokio::spawn(session.listen(Arc::clone(&member), inbound, canceled));
             outbound(member, session, ticket)
@@ -116,6 +118,7 @@ struct Session {
     node_id: NodeId,
     epoch: Epoch,
     serial: u64,
+    since: Index,
 }
 
 /// Reads the Hello and registers the node; `Err` is what the agent is told instead of a welcome.
@@ -351,6 +354,10 @@ impl Outgoing {
                 return None;
             }
             let catalog = self.catalog.borrow_and_update().clone();
+            if catalog.restored_at() > self.session.since {
+                tracing::info!(node = %self.session.node_id, "the state was restored: the agent is to report anew");
+                return None;
+            }
             if let Some(message) = self.allocations(&catalog).or_else(|| self.routing(&catalog)) {
                 return Some(message);
             }

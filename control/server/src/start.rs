@@ -11,7 +11,7 @@ use crate::machine::{Halt, Machine, halt_process};
 use crate::member::{Member, ProposeError};
 use crate::peers::{Peers, RaftTransport};
 use crate::sessions::Sessions;
-use crate::{leader, renewal, rpc};
+use crate::{leader, membership, renewal, rpc};
 use anyhow::{Context, bail};
 use consensus::Raft;
 use identity::{CertificateAuthority, Credentials, KeyAndRequest, LiveCredentials, SealKey, Subject, Token};
@@ -37,6 +37,7 @@ pub struct Server {
     member: Arc<Member>,
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
+    removed: watch::Receiver<Option<String>>,
     http_address: Option<SocketAddr>,
 }
 
@@ -98,8 +99,18 @@ impl Server {
         Ok(create_token(&self.member, request).await?.0)
     }
 
-    /// Stops serving, then the log. Waits for a write under way.
+    /// Resolves, with what to tell the operator, when the cluster has removed this server.
+    pub async fn removed(&self) -> String {
+        let mut removed = self.removed.clone();
+        match removed.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
+            Ok(Some(reason)) => reason,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Hands leadership over, stops serving, then the log. Waits for a write under way.
     pub async fn shutdown(self) {
+        self.member.resign().await;
         self.stop.send_replace(true);
         self.member.sessions.close_all();
         for task in self.tasks {
@@ -118,17 +129,19 @@ impl Server {
     ) -> anyhow::Result<Server> {
         let (stop, stopped) = watch::channel(false);
         let member = Arc::new(member(config, disk, record, papers, stopped.clone())?);
+        let (tell_removed, removed) = watch::channel(None);
         let mut tasks = vec![
             tokio::spawn(rpc::serve(Arc::clone(&member), listeners.rpc, stopped.clone())),
             tokio::spawn(leader::supervise(Arc::clone(&member), stopped.clone())),
             tokio::spawn(renewal::keep_fresh(Arc::clone(&member), stopped.clone())),
+            tokio::spawn(membership::watch(Arc::clone(&member), stopped.clone(), tell_removed)),
         ];
         let http_address = listeners.http.as_ref().map(TcpListener::local_addr).transpose()?;
         if let Some(listener) = listeners.http {
             tasks.push(tokio::spawn(http::serve(Arc::clone(&member), listener, stopped)));
         }
         tracing::info!(id = record.id, name = record.name, rpc = %member.rpc_address, http = ?http_address, "serving");
-        Ok(Server { member, stop, tasks, http_address })
+        Ok(Server { member, stop, tasks, removed, http_address })
     }
 
     /// A server that has just joined is of use once the leader has told it what there is. Without a leader it keeps on
@@ -288,7 +301,7 @@ fn member(
     let credentials = credentials(&papers)?;
     check_papers(&credentials, record)?;
     let credentials = LiveCredentials::new(credentials)?;
-    let (machine, catalog) = Machine::new(Arc::new(halt_process) as Halt);
+    let (machine, catalog, events) = Machine::new(Arc::new(halt_process) as Halt);
     let seeds: HashMap<ServerId, SocketAddr> =
         record.peers.iter().map(|peer| (ServerId(peer.id), peer.rpc_address)).collect();
     let peers = Arc::new(Peers::new(credentials.mtls()?, catalog.clone(), seeds));
@@ -296,6 +309,8 @@ fn member(
     let mut consensus = consensus::Config::new(record.id, disk.raft_dir(), clock::random_seed());
     // Only until the cluster is founded: a founder that lost its log must not start a second cluster of its own.
     consensus.bootstrap = disk.founding()?.map(|_| vec![record.id]);
+    // Other commands are bounded where they are proposed; a restored snapshot is one command as well.
+    consensus.proposal_bytes_max = identity::RPC_MESSAGE_BYTES_MAX - (1 << 20);
     let raft = Raft::start(consensus, Arc::clone(&transport) as _, Box::new(machine))?;
     transport.attach(raft.clone());
     Ok(Member {
@@ -307,6 +322,7 @@ fn member(
         status: watch_status(&raft),
         raft,
         catalog,
+        events,
         peers,
         sessions: Sessions::default(),
         logs: LogRequests::default(),

@@ -8,7 +8,9 @@ use model::{ClientStatus, NodeId, Role};
 use serde_json::{Value, json};
 use server::{Mode, Server, TokenRequest};
 use std::time::Duration;
-use support::{FakeAgent, channel, config, enrol, eventually, get, init, join, node, put, request, running, token};
+use support::{
+    Events, FakeAgent, channel, config, enrol, eventually, get, init, join, node, put, raw, request, running, token,
+};
 use tonic::Code;
 use wire::pb;
 use wire::session::{AgentMessage, ServerMessage};
@@ -166,7 +168,7 @@ async fn a_token_works_as_often_and_as_long_as_it_says() {
     let server = init(dir.path()).await;
     let address = server.rpc_address();
     let refusal = |result: Result<identity::Credentials, tonic::Status>| {
-        let status = result.err().expect("the join should be refused");
+        let status = result.expect_err("the join should be refused");
         (status.code(), status.message().to_owned())
     };
 
@@ -216,7 +218,7 @@ async fn roles_are_checked_on_every_call() {
 
     // An agent speaks neither Raft nor for the log.
     let mut servers = pb::servers_client::ServersClient::new(channel(address, &agent));
-    let messages = tokio_stream::iter([pb::RaftMessage { message: Vec::new() }]);
+    let messages = tokio_stream::iter([pb::RaftMessage::default()]);
     assert_eq!(servers.raft(messages).await.unwrap_err().code(), Code::PermissionDenied);
     let propose = pb::ProposeRequest { envelope: Vec::new() };
     let error = servers.propose(propose.clone()).await.unwrap_err();
@@ -479,4 +481,228 @@ async fn certificates_are_renewed_under_traffic_and_nothing_fails() {
     assert_ne!(papers(dir.path(), "t1"), before);
     enrol(rpc, &token(&again, Role::Agent).await, "n2", None).await.unwrap();
     again.shutdown().await;
+}
+
+async fn delete(server: &Server, path: &str) -> support::Reply {
+    request(server, "DELETE", path, "", "127.0.0.1").await
+}
+
+#[tokio::test]
+async fn leadership_is_handed_over_and_servers_are_removed_without_a_failed_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let [s1, s2, s3] = three(dir.path()).await;
+    let transfer = |to: String| put_empty(&s3, format!("/v1/operator/raft/transfer-leadership{to}"));
+    assert!(transfer("?id=99".to_owned()).await.body.contains("no voter"));
+    assert!(transfer("?address=10.9.9.9:1".to_owned()).await.body.contains("no server is at"));
+    assert!(delete(&s2, "/v1/operator/raft/peer").await.body.contains("?id"));
+    assert_eq!(delete(&s2, "/v1/operator/raft/peer?id=99").await.status, 404);
+
+    // Ten hand-overs while somebody writes through a follower: no write fails, and none waits for long.
+    let (mut writes, mut longest) = (0, Duration::ZERO);
+    let (done, mut is_done) = tokio::sync::watch::channel(false);
+    let (moved, ()) = tokio::join!(
+        async {
+            let mut moved = 0;
+            for round in 0..10 {
+                let to = [&s2, &s1][round % 2].id();
+                let reply = transfer(format!("?id={to}")).await;
+                assert_eq!(reply.status, 200, "{}", reply.body);
+                eventually("it leads", || async { [&s2, &s1][round % 2].is_leader().then_some(()) }).await;
+                moved += 1;
+            }
+            done.send_replace(true);
+            moved
+        },
+        async {
+            while !*is_done.borrow_and_update() {
+                let started = tokio::time::Instant::now();
+                let reply = put(&s3, "/v1/mesh/tokens", &json!({ "Role": "agent", "TTL": "1s" })).await;
+                assert_eq!(reply.status, 200, "{}", reply.body);
+                (writes, longest) = (writes + 1, longest.max(started.elapsed()));
+            }
+        }
+    );
+    println!("{moved} hand-overs during {writes} writes, the longest took {longest:?}");
+    assert!(longest < Duration::from_secs(3), "{longest:?}");
+
+    // The leader is told to go: it hands over first, ends, and is refused when it comes back.
+    assert!(s1.is_leader());
+    let gone = s1.rpc_address();
+    let reply = delete(&s1, &format!("/v1/operator/raft/peer?address={gone}")).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    eventually("two voters", || async { (voters(&s2).await? == 2).then_some(()) }).await;
+    let told = tokio::time::timeout(Duration::from_secs(10), s1.removed()).await.expect("it is told");
+    assert!(told.contains("was removed") && told.contains("meshctl token create -role server"), "{told}");
+    let http = s1.http_address();
+    s1.shutdown().await;
+    let mut back = config(dir.path(), "s1", Mode::Resume);
+    (back.rpc_bind, back.http_bind) = (gone, http);
+    let s1 = Server::start(back).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), s1.removed()).await.expect("it is told again");
+    s1.shutdown().await;
+    assert_eq!(voters(&s2).await, Some(2));
+
+    // Down to one, which cannot go; a leader that stops cleanly is not waited for.
+    let (leader, other) = if s2.is_leader() { (s2, s3) } else { (s3, s2) };
+    let reply = put(&other, "/v1/mesh/tokens", &json!({ "Role": "agent" })).await;
+    assert_eq!(reply.status, 200);
+    let reply = delete(&other, &format!("/v1/operator/raft/peer?id={}", other.id())).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let reply = delete(&leader, &format!("/v1/operator/raft/peer?id={}", leader.id())).await;
+    assert!(reply.status == 400 && reply.body.contains("nobody else can lead"), "{}", reply.body);
+    register(&leader).await;
+    other.shutdown().await;
+    leader.shutdown().await;
+}
+
+async fn put_empty(server: &Server, path: String) -> support::Reply {
+    put(server, &path, &json!({})).await
+}
+
+#[tokio::test]
+async fn a_leader_that_stops_cleanly_hands_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let [leader, second, third] = three(dir.path()).await;
+    let (gap, ()) = tokio::join!(
+        async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let mut longest = Duration::ZERO;
+            for _ in 0..40 {
+                let started = tokio::time::Instant::now();
+                let reply = put(&second, "/v1/mesh/tokens", &json!({ "Role": "agent", "TTL": "1s" })).await;
+                assert_eq!(reply.status, 200, "{}", reply.body);
+                longest = longest.max(started.elapsed());
+            }
+            longest
+        },
+        leader.shutdown()
+    );
+    println!("the longest write across a clean stop took {gap:?}");
+    assert!(second.is_leader() || third.is_leader());
+    second.shutdown().await;
+    third.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_saved_state_comes_back_everywhere_and_watchers_and_agents_notice() {
+    let dir = tempfile::tempdir().unwrap();
+    let [leader, follower, third] = three(dir.path()).await;
+    let (credentials, id) = agent(&leader, "n1").await;
+    let mut session = FakeAgent::open(leader.rpc_address(), &credentials, node(id, "n1", 1)).await.unwrap();
+    register(&follower).await;
+    let (_, allocs) = session.expect(|message| allocations(message).filter(|(_, a)| a.len() == 2)).await;
+    session.send(AgentMessage::Allocs(allocs.iter().map(|alloc| running(alloc.id)).collect())).await;
+    eventually("both run", || async {
+        let summary = get(&follower, "/v1/job/web/summary").await.json();
+        (summary["Summary"]["app"]["Running"] == 2).then_some(())
+    })
+    .await;
+
+    let (status, file) = raw(&follower, "GET", "/v1/operator/snapshot", b"").await;
+    assert_eq!(status, 200);
+    let (meta, image) = server::read_snapshot(&file).unwrap();
+    assert_eq!((meta.rows["Jobs"], meta.rows["Allocations"], image.jobs.len()), (1, 2, 1));
+
+    // Afterwards everything goes wrong.
+    request(&leader, "DELETE", "/v1/job/web?purge=true", "", "localhost").await.json();
+    let late = JOB.replace("\"web\"", "\"late\"");
+    let late = put(&leader, "/v1/jobs/parse", &json!({ "JobHCL": late, "Canonicalize": true })).await.json();
+    put(&leader, "/v1/jobs", &json!({ "Job": late })).await.json();
+    let (before, allocs) = session.expect(|m| allocations(m).filter(|(_, a)| a.iter().any(is_of_late))).await;
+    let stopped =
+        |alloc: &model::Allocation| model::AllocUpdate { client: ClientStatus::Complete, ..running(alloc.id) };
+    let webs = allocs.iter().filter(|alloc| !is_of_late(alloc)).map(stopped).collect();
+    session.send(AgentMessage::Allocs(webs)).await;
+    eventually("the job is gone", || async { (get(&third, "/v1/job/web").await.status == 404).then_some(()) }).await;
+
+    let mut damaged = file.clone();
+    damaged[file.len() / 2] ^= 1;
+    for wrong in [&damaged[..], b"PK\x03\x04", &file[..file.len() - 1]] {
+        let (status, reason) = raw(&follower, "PUT", "/v1/operator/snapshot", wrong).await;
+        assert_eq!(status, 400, "{}", String::from_utf8_lossy(&reason));
+    }
+
+    let index = get(&third, "/v1/jobs").await.header("x-nomad-index").unwrap().parse::<u64>().unwrap();
+    let mut events = Events::open(&third, "topic=Job").await;
+    let path = format!("/v1/jobs?index={index}&wait=10s");
+    let (watched, (status, reply)) =
+        tokio::join!(get(&third, &path), raw(&follower, "PUT", "/v1/operator/snapshot", &file));
+    assert_eq!(status, 200, "{}", String::from_utf8_lossy(&reply));
+    assert!(watched.header("x-nomad-index").unwrap().parse::<u64>().unwrap() > index);
+    for server in [&leader, &follower, &third] {
+        eventually("the snapshot's jobs and no others", || async {
+            let jobs = get(server, "/v1/jobs").await.json();
+            (jobs.as_array()?.len() == 1 && jobs[0]["ID"] == "web").then_some(())
+        })
+        .await;
+        assert_eq!(voters(server).await, Some(3));
+    }
+    let mut last = None;
+    while let Some(line) = events.next().await {
+        last = Some(line);
+    }
+    assert!(last.unwrap()["Error"].as_str().unwrap().contains("restored"));
+
+    // The agent has to say hello again, and is given what the snapshot says under a newer generation.
+    assert!(session.expect_end().await);
+    let mut session = FakeAgent::open(leader.rpc_address(), &credentials, node(id, "n1", 2)).await.unwrap();
+    let (after, allocs) = session.expect(|m| allocations(m).filter(|(_, a)| a.len() == 2)).await;
+    assert!(after > before && !allocs.iter().any(is_of_late), "{before} {after}");
+    for server in [follower, third, leader] {
+        server.shutdown().await;
+    }
+}
+
+fn is_of_late(alloc: &model::Allocation) -> bool {
+    alloc.job.id.0 == "late"
+}
+
+#[tokio::test]
+async fn events_are_streamed_in_order_filtered_and_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = init(dir.path()).await;
+    let mut all = Events::open(&server, "").await;
+    let mut evals = Events::open(&server, "topic=Evaluation:web&topic=Node").await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    register(&server).await;
+    let kind = |topic: &str, kind: &str, key: &str| (topic.to_owned(), kind.to_owned(), key.to_owned());
+    let (first, events) = all.batch().await;
+    assert!(events.contains(&kind("Job", "JobRegistered", "web")), "{events:?}");
+    assert!(
+        events.iter().any(|(topic, kind, _)| (topic.as_str(), kind.as_str()) == ("Evaluation", "EvaluationUpdated"))
+    );
+    let (index, events) = evals.batch().await;
+    assert_eq!((index, events.len()), (first, 1));
+    let (second, _) = all.batch().await;
+    assert!(second > first);
+
+    // With a node: its registration, the plan, and what the agent reports, each under the index of its command.
+    let (credentials, id) = agent(&server, "n1").await;
+    let mut session = FakeAgent::open(server.rpc_address(), &credentials, node(id, "n1", 1)).await.unwrap();
+    let (_, allocs) = session.expect(|message| allocations(message).filter(|(_, a)| a.len() == 2)).await;
+    session.send(AgentMessage::Allocs(allocs.iter().map(|alloc| running(alloc.id)).collect())).await;
+    let mut seen = Vec::new();
+    let mut last = second;
+    while !seen
+        .iter()
+        .any(|(topic, kind, _): &(String, String, String)| topic == "Service" && kind == "ServiceRegistration")
+        || !seen.iter().any(|(_, kind, _)| kind == "AllocationUpdated")
+    {
+        let (index, events) = all.batch().await;
+        assert!(index > last);
+        (last, seen) = (index, [seen, events].concat());
+    }
+    assert!(seen.contains(&kind("Node", "NodeRegistration", &id.to_string())), "{seen:?}");
+    assert_eq!(seen.iter().filter(|(_, kind, _)| kind == "PlanResult").count(), 2, "{seen:?}");
+    let alloc = allocs[0].id.to_string();
+    assert!(seen.contains(&kind("Allocation", "AllocationUpdated", &alloc)), "{seen:?}");
+
+    // From an index on it is the same again.
+    let mut again = Events::open(&server, &format!("index={first}")).await;
+    assert_eq!(again.batch().await.0, first);
+    assert_eq!(again.batch().await.0, second);
+    let wrong = get(&server, "/v1/event/stream?topic=Jobs").await;
+    assert!(wrong.status == 400 && wrong.body.contains("Allocation"), "{}", wrong.body);
+    server.shutdown().await;
+    while all.next().await.is_some() {}
 }

@@ -8,6 +8,7 @@ use crate::alloc::AllocUpdate;
 use crate::deployment::DeploymentUpdate;
 use crate::eval::{Evaluation, Plan};
 use crate::ids::{Epoch, Index, JobId, NodeId, ServerId};
+use crate::image::CatalogImage;
 use crate::job::Job;
 use crate::node::{Drain, Eligibility, Node, NodeStatus};
 use crate::time::Timestamp;
@@ -53,9 +54,9 @@ pub enum Command {
     RegisterJob {
         job: Box<Job>,
         eval: Evaluation,
-    },
         /// Refused unless the job's specification changed last at this index; 0 is for a job that does not exist.
         enforce_index: Option<Index>,
+    },
     /// Marks the job stopped; `purge` forgets it once nothing of it runs.
     DeregisterJob {
         job_id: JobId,
@@ -74,17 +75,16 @@ pub enum Command {
         updates: Vec<AllocUpdate>,
         evals: Vec<Evaluation>,
     },
+    /// Puts an operator's snapshot in the place of what people decided; facts (servers, authority, nodes that are there,
+    /// tokens) stay. Refused for other address ranges.
+    RestoreCatalog {
+        image: Box<CatalogImage>,
+        evals: Vec<Evaluation>,
+    },
     UpsertEvals(Vec<Evaluation>),
     SetFeatureLevel {
         level: u32,
     },
-}
-
-/// The cluster's certificate authority. The key is sealed under the servers' seal key and never leaves Raft in the clear.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Authority {
-    pub certificate_der: Vec<u8>,
-    pub sealed_key: Vec<u8>,
     SetNodeEligibility {
         node_id: NodeId,
         eligibility: Eligibility,
@@ -103,6 +103,13 @@ pub struct Authority {
         update: DeploymentUpdate,
         eval: Evaluation,
     },
+}
+
+/// The cluster's certificate authority. The key is sealed under the servers' seal key and never leaves Raft in the clear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authority {
+    pub certificate_der: Vec<u8>,
+    pub sealed_key: Vec<u8>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,14 +3,17 @@
 
 mod answer;
 mod changes;
+mod events;
 mod jobs;
 mod logs;
 mod operator;
 mod options;
 mod rollouts;
+mod snapshot;
 mod state;
 mod unbuilt;
 
+use crate::backup::SNAPSHOT_BYTES_MAX;
 use crate::member::Member;
 use answer::HttpError;
 use axum::Router;
@@ -18,7 +21,7 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post, put};
 use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -69,6 +72,17 @@ pub(crate) fn router(member: Arc<Member>) -> Router {
         .route("/v1/agent/self", get(operator::agent_self))
         .route("/v1/agent/members", get(operator::members))
         .route("/v1/operator/raft/configuration", get(operator::raft_configuration))
+        .route("/v1/event/stream", get(events::stream_events))
+        .route(
+            "/v1/operator/snapshot",
+            get(snapshot::save)
+                .merge(put(snapshot::restore).post(snapshot::restore).layer(DefaultBodyLimit::max(SNAPSHOT_BYTES_MAX))),
+        )
+        .route("/v1/operator/raft/peer", delete(operator::remove_peer))
+        .route(
+            "/v1/operator/raft/transfer-leadership",
+            put(operator::transfer_leadership).post(operator::transfer_leadership),
+        )
         .route("/v1/metrics", get(operator::metrics))
         .route("/v1/mesh/tokens", post(operator::create_token).put(operator::create_token))
         .fallback(not_there)

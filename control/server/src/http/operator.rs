@@ -4,6 +4,7 @@ use super::answer::{Answer, HttpError, json, show};
 use super::jobs::read_body;
 use super::options::{Options, parse_duration};
 use crate::member::{Member, ProposeError};
+use crate::membership::MembershipError;
 use crate::start::{TokenRequest, create_token as make_token};
 use axum::body::Bytes;
 use axum::extract::State;
@@ -11,7 +12,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use catalog::Catalog;
 use futures::future::join_all;
-use model::{ClientStatus, EvalStatus, Index, NodeStatus, Role, ServerRecord, Table};
+use model::{ClientStatus, EvalStatus, Index, NodeStatus, Role, ServerId, ServerRecord, Table};
 use serde::Deserialize;
 use serde_json::{Value, json as json_value};
 use std::collections::BTreeMap;
@@ -50,6 +51,50 @@ pub(super) async fn raft_configuration(State(member): Shared, options: Options) 
         Ok(nomad::RaftConfiguration { servers, index: status.applied })
     })
     .await
+}
+
+/// As Nomad: by `?id=` or `?address=`.
+pub(super) async fn remove_peer(State(member): Shared, options: Options) -> Answer {
+    let id = named_server(&member, &options).await?.ok_or_else(|| {
+        HttpError::bad_request("Must specify either ?id with the server's ID or ?address with its address")
+    })?;
+    member.remove_server(id).await?;
+    Ok(json(&member, &options, Index::default(), &()))
+}
+
+pub(super) async fn transfer_leadership(State(member): Shared, options: Options) -> Answer {
+    let to = named_server(&member, &options).await?;
+    member.transfer_leadership(to).await?;
+    Ok(json(&member, &options, Index::default(), &()))
+}
+
+async fn named_server(member: &Member, options: &Options) -> Result<Option<ServerId>, HttpError> {
+    match (options.get("id"), options.get("address")) {
+        (Some(_), Some(_)) => Err(HttpError::bad_request("give either ?id or ?address, not both")),
+        (Some(id), None) => match id.parse() {
+            Ok(id) => Ok(Some(ServerId(id))),
+            Err(_) => Err(HttpError::bad_request(format!("id: `{id}` is no server's id, which is a number"))),
+        },
+        (None, Some(address)) => {
+            member.read_barrier().await?;
+            let catalog = member.snapshot();
+            let known = catalog.servers().find(|server| server.rpc_address.to_string() == address);
+            let missing = || HttpError::not_found(format!("address: no server is at `{address}`"));
+            known.map(|server| Some(server.id)).ok_or_else(missing)
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+impl From<MembershipError> for HttpError {
+    fn from(error: MembershipError) -> Self {
+        let text = error.to_string();
+        match error {
+            MembershipError::Unknown(_) => Self::not_found(text),
+            MembershipError::Refused(_) => Self::bad_request(text),
+            MembershipError::NotLeader | MembershipError::Unavailable(_) => Self::internal(text),
+        }
+    }
 }
 
 fn raft_server(server: &ServerRecord, status: &consensus::Status) -> nomad::RaftServer {

@@ -5,7 +5,7 @@ use super::answer::HttpError;
 use axum::http::Method;
 
 /// `*` is one segment, a trailing `**` any number of them.
-const KNOWN: [&str; 60] = [
+const KNOWN: [&str; 56] = [
     "jobs/statuses",
     "job/*/evaluate",
     "job/*/dispatch",
@@ -33,11 +33,7 @@ const KNOWN: [&str; 60] = [
     "evaluations/count",
     "deployment/unblock/*",
     "service/*/*",
-    "event/stream",
-    "operator/raft/peer",
-    "operator/raft/transfer-leadership",
     "operator/autopilot/**",
-    "operator/snapshot",
     "operator/scheduler/configuration",
     "operator/keyring/**",
     "agent/servers",

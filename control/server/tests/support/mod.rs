@@ -214,3 +214,52 @@ pub fn running(alloc_id: model::AllocId) -> AllocUpdate {
         checks: BTreeMap::new(),
     }
 }
+
+/// As [`request`], for bodies that are no text.
+pub async fn raw(server: &Server, method: &str, path: &str, body: &[u8]) -> (u16, Vec<u8>) {
+    let mut tcp = TcpStream::connect(server.http_address().unwrap()).await.unwrap();
+    let length = body.len();
+    let head =
+        format!("{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+    tcp.write_all(head.as_bytes()).await.unwrap();
+    let _ = tcp.write_all(body).await;
+    let mut raw = Vec::new();
+    let _ = tcp.read_to_end(&mut raw).await;
+    let end = raw.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
+    let status = String::from_utf8_lossy(&raw[..end]).split(' ').nth(1).unwrap().parse().unwrap();
+    (status, raw[end + 4..].to_vec())
+}
+
+/// An open event stream; the lines that are JSON are its lines.
+pub struct Events(tokio::io::Lines<tokio::io::BufReader<TcpStream>>);
+
+impl Events {
+    pub async fn open(server: &Server, query: &str) -> Self {
+        use tokio::io::AsyncBufReadExt;
+        let mut tcp = TcpStream::connect(server.http_address().unwrap()).await.unwrap();
+        let head = format!("GET /v1/event/stream?{query} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n");
+        tcp.write_all(head.as_bytes()).await.unwrap();
+        Self(tokio::io::BufReader::new(tcp).lines())
+    }
+
+    /// The next line; `None` at the end.
+    pub async fn next(&mut self) -> Option<Value> {
+        loop {
+            let line = tokio::time::timeout(PATIENCE, self.0.next_line()).await.expect("no event came in time");
+            match line.ok().flatten()? {
+                line if line.starts_with('{') => return Some(serde_json::from_str(&line).unwrap()),
+                line if line == "0" => return None,
+                _ => {}
+            }
+        }
+    }
+
+    /// Topic, type and key of the next events, with their index.
+    pub async fn batch(&mut self) -> (u64, Vec<(String, String, String)>) {
+        let value = self.next().await.expect("the stream ended");
+        let text = |event: &Value, field: &str| event[field].as_str().unwrap().to_owned();
+        let events = value["Events"].as_array().unwrap_or_else(|| panic!("{value}")).iter();
+        let events = events.map(|event| (text(event, "Topic"), text(event, "Type"), text(event, "Key"))).collect();
+        (value["Index"].as_u64().unwrap(), events)
+    }
+}

@@ -2,12 +2,12 @@
 
 use super::scalar::time;
 use super::{
-    Result, ToModel, ToPb, all, digest, enum_pairs, enumeration, list, optional, required, socket_addr, to_digest,
-    to_endpoint, to_uuid, uuid,
+    ConvertError, Problem, Result, ToModel, ToPb, all, digest, enum_pairs, enumeration, list, optional, required,
+    socket_addr, to_digest, to_endpoint, to_uuid, uuid,
 };
 use crate::pb;
 use crate::pb::envelope::Command as Pb;
-use model::{Authority, Command, Epoch, Index, JobId, JoinToken, Role, ServerId, ServerRecord};
+use model::{Authority, CatalogImage, Command, Epoch, Index, JobId, JoinToken, Role, ServerId, ServerRecord};
 
 impl ToPb<Pb> for Command {
     fn to_pb(&self) -> Pb {
@@ -50,10 +50,10 @@ impl ToPb<Pb> for Command {
                 updates: all(updates),
                 evals: all(evals),
             }),
+            Command::RestoreCatalog { image, evals } => {
+                Pb::RestoreCatalog(pb::RestoreCatalog { snapshot: crate::snapshot::encode(image), evals: all(evals) })
+            }
             Command::UpsertEvals(evals) => Pb::UpsertEvals(pb::UpsertEvals { evals: all(evals) }),
-            Command::SetFeatureLevel { level } => Pb::SetFeatureLevel(pb::SetFeatureLevel { level: *level }),
-        }
-    }
             Command::SetNodeEligibility { node_id, eligibility, evals } => {
                 Pb::SetNodeEligibility(pb::SetNodeEligibility {
                     node_id: to_uuid(node_id.0),
@@ -70,6 +70,9 @@ impl ToPb<Pb> for Command {
             Command::UpdateDeployment { update, eval } => {
                 Pb::UpdateDeployment(pb::UpdateDeployment { update: Some(update.to_pb()), eval: Some(eval.to_pb()) })
             }
+            Command::SetFeatureLevel { level } => Pb::SetFeatureLevel(pb::SetFeatureLevel { level: *level }),
+        }
+    }
 }
 
 impl ToModel<Command> for Pb {
@@ -98,10 +101,10 @@ impl ToModel<Command> for Pb {
             Pb::RegisterJob(command) => Command::RegisterJob {
                 job: Box::new(required(command.job, "job")?),
                 eval: required(command.eval, "eval")?,
+                enforce_index: command.enforce_index.map(Index),
             },
             Pb::DeregisterJob(command) => Command::DeregisterJob {
                 job_id: JobId(command.job_id),
-                enforce_index: command.enforce_index.map(Index),
                 purge: command.purge,
                 eval: required(command.eval, "eval")?,
             },
@@ -115,14 +118,11 @@ impl ToModel<Command> for Pb {
                 updates: list(command.updates, "updates")?,
                 evals: list(command.evals, "evals")?,
             },
+            Pb::RestoreCatalog(command) => Command::RestoreCatalog {
+                image: Box::new(image(&command.snapshot)?),
+                evals: list(command.evals, "evals")?,
+            },
             Pb::UpsertEvals(command) => Command::UpsertEvals(list(command.evals, "evals")?),
-            Pb::SetFeatureLevel(command) => Command::SetFeatureLevel { level: command.level },
-        })
-    }
-}
-
-impl ToPb<pb::Authority> for Authority {
-    fn to_pb(&self) -> pb::Authority {
             Pb::SetNodeEligibility(command) => Command::SetNodeEligibility {
                 node_id: uuid(&command.node_id, "node_id")?,
                 eligibility: enumeration::<pb::Eligibility, _>(command.eligibility, "eligibility")?,
@@ -138,6 +138,24 @@ impl ToPb<pb::Authority> for Authority {
                 update: required(command.update, "update")?,
                 eval: required(command.eval, "eval")?,
             },
+            Pb::SetFeatureLevel(command) => Command::SetFeatureLevel { level: command.level },
+        })
+    }
+}
+
+fn image(bytes: &[u8]) -> Result<CatalogImage> {
+    use crate::snapshot::DecodeError;
+    crate::snapshot::decode(bytes).map_err(|error| match error {
+        DecodeError::Convert(error) => error.within("snapshot"),
+        DecodeError::UnknownFormat(_) => {
+            ConvertError::new("snapshot", Problem::Invalid("is of a format not known here"))
+        }
+        DecodeError::Malformed(_) => ConvertError::new("snapshot", Problem::Invalid("is no snapshot")),
+    })
+}
+
+impl ToPb<pb::Authority> for Authority {
+    fn to_pb(&self) -> pb::Authority {
         pb::Authority { certificate_der: self.certificate_der.clone(), sealed_key: self.sealed_key.clone() }
     }
 }
