@@ -27,8 +27,8 @@ pub use changes::{Change, Row};
 
 use imbl::{OrdMap, OrdSet};
 use model::{
-    AllocId, Allocation, Applied, Authority, Command, Deployment, DeploymentId, Envelope, EvalId, Evaluation, Founding, Index, Instance, Job,
-    JobId, JobRecord, JoinToken, Node, NodeId, Refusal, ServerId, ServerRecord, Table, Timestamp,
+    AllocId, Allocation, Applied, Authority, Command, Deployment, DeploymentId, Envelope, EvalId, Evaluation, Founding,
+    Index, Instance, Job, JobId, JobRecord, JoinToken, Node, NodeId, Refusal, ServerId, ServerRecord, Table, Timestamp,
 };
 use std::net::IpAddr;
 use std::sync::Arc;

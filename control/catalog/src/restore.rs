@@ -37,9 +37,8 @@ impl Catalog {
     /// The nodes there are, and those of the image that are not known (any more), unless their addresses have gone to others.
     fn merged_nodes(&self, at: At, of_image: &[Node]) -> Vec<Node> {
         let taken: BTreeSet<_> = self.nodes.values().flat_map(|node| node.blocks.iter().copied()).collect();
-        let missing = |node: &&Node| {
-            !self.nodes.contains_key(&node.id) && !node.blocks.iter().any(|block| taken.contains(block))
-        };
+        let missing =
+            |node: &&Node| !self.nodes.contains_key(&node.id) && !node.blocks.iter().any(|block| taken.contains(block));
         let added = of_image.iter().filter(missing).map(|node| Node { modified_at_index: at.index, ..node.clone() });
         let mut nodes: Vec<Node> = self.nodes.values().map(|node| Node::clone(node)).chain(added).collect();
         nodes.sort_by_key(|node| node.id);

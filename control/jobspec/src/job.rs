@@ -115,8 +115,7 @@ impl Reader<'_, '_, '_> {
         let id = self.text(section.get("id")).unwrap_or(label);
         self.rule(&block.ident, "the job's id", rules::name(&id));
         let inherited = self.inherited(&section);
-        let groups: Vec<TaskGroup> =
-            section.all("group").map(|group| self.group(group, &id, &inherited)).collect();
+        let groups: Vec<TaskGroup> = section.all("group").map(|group| self.group(group, &id, &inherited)).collect();
         if groups.is_empty() {
             self.source.problem(&block.ident, "a job needs at least one `group` block");
         }
