@@ -509,6 +509,7 @@ async fn leadership_is_handed_over_and_servers_are_removed_without_a_failed_writ
                 assert_eq!(reply.status, 200, "{}", reply.body);
                 eventually("it leads", || async { [&s2, &s1][round % 2].is_leader().then_some(()) }).await;
                 moved += 1;
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
             done.send_replace(true);
             moved
@@ -523,7 +524,7 @@ async fn leadership_is_handed_over_and_servers_are_removed_without_a_failed_writ
         }
     );
     println!("{moved} hand-overs during {writes} writes, the longest took {longest:?}");
-    assert!(longest < Duration::from_secs(3), "{longest:?}");
+    assert!(writes >= 10 && longest < Duration::from_secs(3), "{writes} {longest:?}");
 
     // The leader is told to go: it hands over first, ends, and is refused when it comes back.
     assert!(s1.is_leader());

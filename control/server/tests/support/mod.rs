@@ -258,7 +258,7 @@ impl Events {
     pub async fn batch(&mut self) -> (u64, Vec<(String, String, String)>) {
         let value = self.next().await.expect("the stream ended");
         let text = |event: &Value, field: &str| event[field].as_str().unwrap().to_owned();
-        let events = value["Events"].as_array().unwrap_or_else(|| panic!("{value}")).iter();
+        let events = value["Events"].as_array().expect("an array of events").iter();
         let events = events.map(|event| (text(event, "Topic"), text(event, "Type"), text(event, "Key"))).collect();
         (value["Index"].as_u64().unwrap(), events)
     }
