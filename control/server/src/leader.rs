@@ -10,8 +10,8 @@ use crate::sessions::new_eval;
 use catalog::Catalog;
 use consensus::{ChangeError, MembershipChange, Role};
 use model::{
-    Applied, Command, EvalId, EvalStatus, EvalTrigger, Evaluation, JobId, Node, NodeId, NodeStatus, Plan, Refusal,
-    ServerId, Timestamp,
+    Applied, Command, Epoch, EvalId, EvalStatus, EvalTrigger, Evaluation, JobId, Node, NodeId, NodeStatus, Plan,
+    Refusal, ServerId, Timestamp,
 };
 use scheduler::{ClusterView, GroupChanges};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -233,10 +233,11 @@ async fn keep_house(member: Arc<Member>) {
     }
 }
 
-/// Since when nodes have had no session, as this leader saw it.
+/// Since when nodes have had no session, as this leader saw it. A node that comes back has a new epoch before its session
+/// is entered, and its silence counts from then.
 #[derive(Default)]
 struct Missed {
-    since: BTreeMap<NodeId, Instant>,
+    since: BTreeMap<(NodeId, Epoch), Instant>,
 }
 
 impl Missed {
@@ -244,15 +245,22 @@ impl Missed {
         let now = Instant::now();
         let gone = catalog.nodes().filter(|node| node.status != NodeStatus::Down && !member.sessions.has(node.id));
         let gone: Vec<&Arc<Node>> = gone.collect();
-        self.since.retain(|id, _| gone.iter().any(|node| node.id == *id));
+        self.since.retain(|missed, _| gone.iter().any(|node| (node.id, node.epoch) == *missed));
         let down_after = member.timing.node_down_after;
         gone.into_iter()
             .filter_map(|node| {
-                let silent = now - *self.since.entry(node.id).or_insert(now);
+                let silent = now - *self.since.entry((node.id, node.epoch)).or_insert(now);
                 Some((Arc::clone(node), verdict(node.status, silent, down_after)?))
             })
+            .chain(speaking(member, catalog))
             .collect()
     }
+}
+
+/// Suspects that do have a session: the suspicion was older than it.
+fn speaking<'a>(member: &'a Member, catalog: &'a Catalog) -> impl Iterator<Item = (Arc<Node>, NodeStatus)> + 'a {
+    let suspects = catalog.nodes().filter(|node| node.status == NodeStatus::Suspect && member.sessions.has(node.id));
+    suspects.map(|node| (Arc::clone(node), NodeStatus::Ready))
 }
 
 fn verdict(status: NodeStatus, silent: Duration, down_after: Duration) -> Option<NodeStatus> {
@@ -269,7 +277,7 @@ async fn change_status(member: &Member, catalog: &Catalog, node: &Node, status: 
         NodeStatus::Down => evals_of_lost_node(catalog, node.id),
         _ => Vec::new(),
     };
-    tracing::warn!(node = node.name, id = %node.id, status = status.as_str(), "node has no session");
+    tracing::warn!(node = node.name, id = %node.id, status = status.as_str(), "what a node's session says has changed");
     let command = Command::SetNodeStatus { node_id: node.id, epoch: node.epoch, status, evals };
     if let Err(error) = member.propose(command).await {
         tracing::warn!(node = node.name, %error, "could not change the node's status");
