@@ -10,6 +10,7 @@ use crate::rollout::Tally;
 use crate::slots::{EmptySlot, Refill, newest_by, refill};
 use model::{AllocId, Allocation, Job, JobKind, Node, NodeId, TaskGroup};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// Every allocation of a system group is its node's only one.
 const SLOT: u32 = 0;
@@ -59,10 +60,10 @@ impl<'a> Planner<'_, 'a> {
             } else if self.leaves_last(alloc, view) {
                 self.stop(alloc, DRAINED);
                 self.changes(&group.name).migrate += 1;
-            } else if held.contains_key(&alloc.node_id) {
-                self.stop(alloc, "another allocation runs on its node");
+            } else if let Entry::Vacant(place) = held.entry(alloc.node_id) {
+                place.insert(alloc);
             } else {
-                held.insert(alloc.node_id, alloc);
+                self.stop(alloc, "another allocation runs on its node");
             }
         }
         held

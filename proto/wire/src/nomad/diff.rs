@@ -119,7 +119,7 @@ fn tasks_of(group: Option<&TaskGroup>) -> BTreeMap<String, &Task> {
     by_name(group.and_then(|group| group.tasks.as_deref()), |task| &task.name)
 }
 
-fn by_name<'a, T>(items: Option<&'a [T]>, name: impl Fn(&T) -> &Option<String>) -> BTreeMap<String, &'a T> {
+fn by_name<T>(items: Option<&[T]>, name: impl Fn(&T) -> &Option<String>) -> BTreeMap<String, &T> {
     items.unwrap_or_default().iter().map(|item| (name(item).clone().unwrap_or_default(), item)).collect()
 }
 

@@ -455,8 +455,11 @@ fn command() -> impl Strategy<Value = Command> {
                 0 => Command::SetNodeEligibility { node_id, eligibility, evals },
                 deadline => {
                     let deadline = Timestamp(deadline);
-                    let drain =
-                        (deadline.0 % 3 != 0).then_some(Drain { started_at: deadline, deadline, ignore_system });
+                    let drain = (!deadline.0.is_multiple_of(3)).then_some(Drain {
+                        started_at: deadline,
+                        deadline,
+                        ignore_system,
+                    });
                     Command::SetNodeDrain { node_id, drain, eligibility, evals }
                 }
             }
