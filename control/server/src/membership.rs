@@ -36,7 +36,7 @@ pub(crate) enum MembershipError {
     Unknown(ServerId),
     #[error("{0}")]
     Refused(String),
-    #[error("{0}; look at `meshctl operator raft list-peers`, then try again")]
+    #[error("{0}")]
     Unavailable(String),
 }
 
@@ -114,7 +114,9 @@ impl Member {
         let gone = status.wait_for(|status| !status.voters.contains(&id.0) && !status.learners.contains(&id.0));
         match timeout(CALL_TIMEOUT / 2, gone).await {
             Ok(Ok(_)) => Ok(()),
-            _ => Err(MembershipError::Unavailable(format!("server {id} is to go, but has not left Raft yet"))),
+            _ => Err(MembershipError::Unavailable(format!(
+                "server {id} is to go, but has not left Raft yet; look at `meshctl operator raft list-peers`"
+            ))),
         }
     }
 
@@ -161,7 +163,11 @@ impl Member {
         }
     }
 
+    /// Listed, or still a member of Raft: a removal is itself agreed on by those who are, the one that goes included.
     fn belongs(&self, id: ServerId) -> bool {
+        if self.is_in_raft(id) {
+            return true;
+        }
         let catalog = self.catalog.borrow();
         catalog.founding().is_none() || catalog.server(id).is_some() || catalog.servers().next().is_none()
     }
@@ -233,7 +239,8 @@ pub(crate) async fn watch(member: Arc<Member>, stop: watch::Receiver<bool>, remo
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let in_doubt = member.leader().is_none() || !member.belongs(member.id);
+            let listed = member.catalog.borrow().server(member.id).is_some();
+            let in_doubt = member.leader().is_none() || !listed;
             if in_doubt && ask_others(&member).await {
                 tracing::error!(server = member.id.0, "{REMOVED}");
                 return drop(removed.send_replace(Some(REMOVED.to_owned())));

@@ -556,6 +556,27 @@ async fn leadership_is_handed_over_and_servers_are_removed_without_a_failed_writ
     leader.shutdown().await;
 }
 
+#[tokio::test]
+async fn of_two_servers_either_can_be_removed_though_both_have_to_agree() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..4 {
+        let dir = dir.path().join(round.to_string());
+        let s1 = init(&dir).await;
+        let s2 = join(&dir, "s2", &s1).await;
+        eventually("two voters", || async { (voters(&s1).await? == 2).then_some(()) }).await;
+        // The one that goes leads in every other round, and is asked itself or the other one.
+        let (goes, stays) = if round % 2 == 0 { (&s1, &s2) } else { (&s2, &s1) };
+        let asked = if round < 2 { goes } else { stays };
+        let reply = delete(asked, &format!("/v1/operator/raft/peer?id={}", goes.id())).await;
+        assert_eq!(reply.status, 200, "round {round}: {}", reply.body);
+        tokio::time::timeout(Duration::from_secs(10), goes.removed()).await.expect("it is told");
+        register(stays).await;
+        assert_eq!(voters(stays).await, Some(1));
+        s1.shutdown().await;
+        s2.shutdown().await;
+    }
+}
+
 async fn put_empty(server: &Server, path: String) -> support::Reply {
     put(server, &path, &json!({})).await
 }
