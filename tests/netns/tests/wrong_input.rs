@@ -38,12 +38,12 @@ fn agent_words<'a>(data_dir: &'a str, pin_root: &'a str, name: &'a str, token: &
 fn job_file_is_refused_whole_with_every_place() -> Result<()> {
     let mut cluster = small()?;
     let file = cluster.lab.dir().join("wrong.nomad.hcl");
-    let source = "job \"a\" {\n  group \"g\" {\n    cuont = 2\n    update { max_parallel = 1 }\n    task \"t\" {\n      driver = \"docker\"\n    }\n  }\n}\n";
+    let source = "job \"a\" {\n  group \"g\" {\n    cuont = 2\n    reschedule { attempts = 1 }\n    task \"t\" {\n      driver = \"docker\"\n    }\n  }\n}\n";
     std::fs::write(&file, source)?;
     let said = refusal(&cluster.servers[0].machine, &["job", "run", &file.to_string_lossy()])?;
     expect(
         &said,
-        &["wrong.nomad.hcl:3:5", "count", "wrong.nomad.hcl:4:5", "`update`", "wrong.nomad.hcl:6:", "docker"],
+        &["wrong.nomad.hcl:3:5", "count", "wrong.nomad.hcl:4:5", "`reschedule`", "wrong.nomad.hcl:6:", "docker"],
     )?;
     let jobs = cluster.meshctl(&["job", "status"])?;
     ensure!(jobs.contains("No running jobs"), "something was registered:\n{jobs}");
