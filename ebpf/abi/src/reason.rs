@@ -87,7 +87,7 @@ reasons! {
     /// An inner destination that is the node's own went to the stack.
     TunnelToHost = 23, "tunnel_to_host", Noted;
 
-    /// The interface does not forward: `net.ipv4.ip_forward` is off.
+    /// The interface does not forward: its `net.ipv4.conf.<interface>.forwarding` is off.
     ForwardingDisabled = 24, "forwarding_disabled", Dropped;
     /// A reset: the backend of the connection is gone.
     ResetBackendGone = 25, "reset_backend_gone", Answered;
