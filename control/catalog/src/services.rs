@@ -197,6 +197,8 @@ fn instance(
     let (address, network) = match group.network_mode() {
         NetworkMode::Bridge => (alloc.address?, InstanceNetwork::Bridge),
         NetworkMode::Host => (node.address, InstanceNetwork::Host),
+        // Nothing can reach it.
+        NetworkMode::None => return None,
     };
     Some(Instance {
         service: service.name.clone(),

@@ -375,7 +375,7 @@ fn the_vip_port_follows_the_contract() {
         let mut job = job("web", 1);
         let group = &mut job.groups[0];
         let ports = vec![PortRequest { label: "http".to_owned(), static_port, to }];
-        group.network = Some(Network { mode: NetworkMode::Host, ports });
+        group.network = Some(Network::of(NetworkMode::Host, ports));
         group.services[0].meta.extend(meta.map(|port| ("vip_port".to_owned(), port.to_owned())));
         let log = Log::running_job(job);
         let instance = log.state.instances().next().unwrap();

@@ -12,7 +12,7 @@ use crate::section::{Section, Shape, nearest};
 use crate::source::Source;
 use hcl_edit::expr::Expression;
 use hcl_edit::structure::{Attribute, Block, Body, Structure};
-use model::{Constraint, Job, JobId, JobKind, Operator, TaskGroup, Timestamp, UpdatePolicy, rules};
+use model::{Constraint, Job, JobKind, Operator, TaskGroup, UpdatePolicy, rules};
 use std::collections::BTreeMap;
 
 const FILE: Shape =
@@ -123,7 +123,6 @@ impl Reader<'_, '_, '_> {
         self.rule(&block.ident, "the job", rules::alloc_total(&groups));
         Job {
             name: self.text(section.get("name")).unwrap_or_else(|| id.clone()),
-            id: JobId(id),
             namespace: self.only(section.get("namespace"), "namespace", "default"),
             region: self.only(section.get("region"), "region", "global"),
             kind: inherited.kind,
@@ -133,10 +132,7 @@ impl Reader<'_, '_, '_> {
             constraints: self.constraints(&section),
             meta: self.strings_by_name(&section, "meta"),
             groups,
-            version: 0,
-            stopped: false,
-            stable: false,
-            submitted_at: Timestamp::NEVER,
+            ..Job::named(&id)
         }
     }
 

@@ -113,7 +113,7 @@ fn services_and_checks_are_read() {
     let ports = &group.network.as_ref().expect("network").ports;
     assert_eq!((ports[0].static_port, ports[1].static_port, ports[1].to), (None, Some(5432), None));
     assert_eq!(group.services[0].name, "a-g");
-    let http = CheckKind::Http { method: "GET".to_owned(), path: "/h".to_owned() };
+    let http = CheckKind::http("/h");
     assert_eq!(group.services[0].checks[0].kind, http);
     assert_eq!(group.tasks[0].services[0].name, "a-db");
 }

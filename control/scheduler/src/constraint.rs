@@ -27,7 +27,7 @@ impl<'a> Checker<'a> {
         let left = resolve(node, &self.constraint.attribute);
         let right = resolve(node, &self.constraint.value);
         match self.constraint.operator {
-            Operator::DistinctHosts => true,
+            Operator::DistinctHosts | Operator::DistinctProperty => true,
             Operator::NotEqual => left != right,
             Operator::IsSet => left.is_some(),
             Operator::IsNotSet => left.is_none(),
@@ -47,7 +47,11 @@ impl<'a> Checker<'a> {
             Operator::Semver => version::matches(left, right, Rules::Semver),
             Operator::SetContains => members(left).is_superset(&members(right)),
             Operator::SetContainsAny => !members(left).is_disjoint(&members(right)),
-            Operator::NotEqual | Operator::IsSet | Operator::IsNotSet | Operator::DistinctHosts => false,
+            Operator::NotEqual
+            | Operator::IsSet
+            | Operator::IsNotSet
+            | Operator::DistinctHosts
+            | Operator::DistinctProperty => false,
         }
     }
 

@@ -224,7 +224,7 @@ impl<'a> NodeState<'a> {
 fn allocated(asked: &PortRequest, host_port: u16, mode: NetworkMode) -> AllocatedPort {
     let to = match mode {
         NetworkMode::Bridge => asked.to.unwrap_or(host_port),
-        NetworkMode::Host => host_port,
+        NetworkMode::Host | NetworkMode::None => host_port,
     };
     AllocatedPort { label: asked.label.clone(), host_port, to }
 }
@@ -261,7 +261,7 @@ fn note_reasons(failure: &mut PlacementFailure, filtered: Vec<String>, misfits: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::{Eligibility, Epoch, Index, RestartPolicy, Timestamp};
+    use model::{Eligibility, Epoch, Index, Timestamp};
     use std::net::IpAddr;
 
     const FREE: [u16; 3] = [20_000, 25_000, 32_000];
@@ -291,19 +291,7 @@ mod tests {
     }
 
     fn group() -> TaskGroup {
-        TaskGroup {
-            name: "api".to_owned(),
-            count: 1,
-            constraints: Vec::new(),
-            restart: RestartPolicy::SERVICE,
-            network: None,
-            services: Vec::new(),
-            tasks: Vec::new(),
-            meta: BTreeMap::new(),
-            disk_mb: 0,
-            update: None,
-            migrate_max_parallel: 1,
-        }
+        TaskGroup { disk_mb: 0, ..TaskGroup::named("api") }
     }
 
     /// The ports chosen on a node that has only [`FREE`] left, or what is exhausted.

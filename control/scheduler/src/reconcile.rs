@@ -90,7 +90,9 @@ pub(crate) fn fill(
         planner.stop(alloc, "its group is no longer part of the job");
     }
     match job.kind {
-        JobKind::System => job.groups.iter().for_each(|group| planner.fill_nodes(job, group, &running, view)),
+        JobKind::System | JobKind::Sysbatch => {
+            job.groups.iter().for_each(|group| planner.fill_nodes(job, group, &running, view))
+        }
         JobKind::Service | JobKind::Batch => planner.fill_slots(job, &running, view),
     }
     planner.changes

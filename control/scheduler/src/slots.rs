@@ -69,7 +69,7 @@ struct Reschedule {
 fn reschedule(kind: JobKind) -> Reschedule {
     match kind {
         // Nomad never places a failed system allocation again by itself; we do, or a node would stay without.
-        JobKind::Service | JobKind::System => {
+        JobKind::Service | JobKind::System | JobKind::Sysbatch => {
             Reschedule { attempts_max: None, delay: Duration::from_secs(30), delay_max: Duration::from_secs(3600) }
         }
         JobKind::Batch => {

@@ -247,7 +247,7 @@ fn set_group(group: &mut TaskGroup, key: &str, value: &str) {
         "memory" => group.tasks[0].resources.memory_mb = value.parse().unwrap(),
         "disk" => group.disk_mb = value.parse().unwrap(),
         "command" => {
-            group.tasks[0].driver = TaskDriver::Exec(ExecConfig { command: value.to_owned(), args: Vec::new() })
+            group.tasks[0].driver = TaskDriver::Exec(ExecConfig { command: value.to_owned(), ..ExecConfig::default() })
         }
         "constraint" => group.constraints.push(constraint(value)),
         "service" => group.services.push(checked_service(value)),

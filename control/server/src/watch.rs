@@ -20,7 +20,7 @@ pub(crate) fn commands(catalog: &Catalog, now: Timestamp) -> Vec<Command> {
 
 fn trigger(job: &Job) -> EvalTrigger {
     match job.kind {
-        JobKind::System => EvalTrigger::NodeUpdate,
+        JobKind::System | JobKind::Sysbatch => EvalTrigger::NodeUpdate,
         JobKind::Service | JobKind::Batch => EvalTrigger::NodeDrain,
     }
 }

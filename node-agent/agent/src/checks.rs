@@ -79,7 +79,11 @@ pub async fn probe(plan: &CheckPlan) -> Verdict {
     let attempt = async {
         match &plan.check.kind {
             CheckKind::Tcp => tcp(plan.target).await,
-            CheckKind::Http { method, path } => http(plan.target, method, path).await,
+            CheckKind::Http { method, path, .. } => http(plan.target, method, path).await,
+            // Jobs with these are refused.
+            CheckKind::Grpc { .. } | CheckKind::Script { .. } | CheckKind::Ttl => {
+                Err("this type of check is not built yet".to_owned())
+            }
         }
     };
     match timeout(plan.check.timeout, attempt).await {
@@ -148,12 +152,12 @@ mod tests {
 
     fn plan(kind: CheckKind, target: SocketAddr) -> CheckPlan {
         let timeout = Duration::from_millis(300);
-        let check = Check { name: "alive".into(), kind, interval: Duration::from_secs(10), timeout, port_label: None };
+        let check = Check::named("alive", kind, Duration::from_secs(10), timeout);
         CheckPlan { id: "web/alive".into(), check, target }
     }
 
     fn get() -> CheckKind {
-        CheckKind::Http { method: "GET".into(), path: "/health".into() }
+        CheckKind::http("/health")
     }
 
     /// A server that answers each connection with these bytes and keeps it open.

@@ -133,7 +133,8 @@ impl Bench {
         let mut alloc = fixtures::allocation(self.bits(number));
         let group = &mut Arc::make_mut(&mut alloc.job).groups[0];
         let args = vec!["-c".to_owned(), script.to_owned()];
-        group.tasks[0].driver = TaskDriver::RawExec(ExecConfig { command: "/bin/sh".to_owned(), args });
+        group.tasks[0].driver =
+            TaskDriver::RawExec(ExecConfig { command: "/bin/sh".to_owned(), args, ..ExecConfig::default() });
         group.tasks[0].kill_signal = Some("SIGTERM".to_owned());
         group.restart = RestartPolicy {
             attempts: 5,

@@ -2,7 +2,8 @@
 
 use crate::alloc::Allocation;
 use crate::ids::{AllocId, DeploymentId, Index, JobId};
-use crate::job::{Job, TaskGroup, UpdatePolicy};
+use crate::job::{Job, TaskGroup};
+use crate::policy::UpdatePolicy;
 use crate::time::Timestamp;
 use std::collections::BTreeMap;
 use std::time::Duration;

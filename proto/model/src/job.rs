@@ -1,6 +1,12 @@
 //! What a user asks for: job > group > task, with the defaults of Nomad's job specification.
 
+use crate::driver::TaskDriver;
+use crate::files::{Artifact, Template, VolumeMount, VolumeRequest};
 use crate::ids::JobId;
+use crate::placement::{Affinity, Constraint, Dependency, DeviceRequest, DisruptionBudget, Spread};
+use crate::policy::{DisconnectPolicy, ReschedulePolicy, RestartPolicy, UpdatePolicy};
+use crate::rules;
+use crate::schedule::{Parameterized, Periodic};
 use crate::service::Service;
 use crate::time::Timestamp;
 use std::collections::BTreeMap;
@@ -20,9 +26,25 @@ pub struct Job {
     pub datacenters: Vec<String>,
     pub node_pool: String,
     pub constraints: Vec<Constraint>,
+    pub affinities: Vec<Affinity>,
+    pub spreads: Vec<Spread>,
     pub meta: BTreeMap<String, String>,
     /// Group names are unique and the list is not empty.
     pub groups: Vec<TaskGroup>,
+    /// It is a template that a calendar makes jobs from; nothing of itself is placed.
+    pub periodic: Option<Periodic>,
+    /// It is a template that dispatches make jobs from; nothing of itself is placed.
+    pub parameterized: Option<Parameterized>,
+    /// The periodic or parameterized job this one was made from.
+    pub parent: Option<JobId>,
+    /// What a dispatch handed over; at most [`rules::PAYLOAD_BYTES_MAX`].
+    pub payload: Vec<u8>,
+    /// A dispatch repeated with the same token makes no second job; empty is none.
+    pub dispatch_token: String,
+    /// What has to work before anything of this job is placed.
+    pub depends_on: Vec<Dependency>,
+    /// How much drains, preemption and rebalancing may take away at once; `None` leaves it to each of them.
+    pub disruption: Option<DisruptionBudget>,
     /// Grows with every registration that changes the specification. Assigned by the catalog.
     pub version: u64,
     /// A stopped job keeps no allocation running.
@@ -40,6 +62,8 @@ pub enum JobKind {
     Batch,
     /// One allocation of every group on every node that may run it.
     System,
+    /// Once to its end on every node that may run it.
+    Sysbatch,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -47,56 +71,33 @@ pub struct TaskGroup {
     pub name: String,
     pub count: u32,
     pub constraints: Vec<Constraint>,
+    pub affinities: Vec<Affinity>,
+    pub spreads: Vec<Spread>,
     pub restart: RestartPolicy,
+    pub reschedule: ReschedulePolicy,
+    pub disconnect: DisconnectPolicy,
     pub network: Option<Network>,
     pub services: Vec<Service>,
     /// Task names are unique and the list is not empty.
     pub tasks: Vec<Task>,
     pub meta: BTreeMap<String, String>,
+    /// Names are unique.
+    pub volumes: Vec<VolumeRequest>,
     /// Disk space reserved for the allocation directory, MiB.
     pub disk_mb: u64,
+    /// A replacement on the same node takes over the shared data directory.
+    pub disk_sticky: bool,
+    /// A replacement on another node fetches the shared data directory.
+    pub disk_migrate: bool,
+    /// Between leaving the catalog and the first signal.
+    pub shutdown_delay: Duration,
+    /// After this long the allocation is stopped (batch and sysbatch).
+    pub max_run_duration: Option<Duration>,
     /// How a new version replaces an older one. `None` replaces one at a time, as soon as the one before is healthy, and
     /// makes no deployment.
     pub update: Option<UpdatePolicy>,
     /// How many allocations at once leave a node that drains.
     pub migrate_max_parallel: u32,
-}
-
-/// Nomad's `update` block, and our `order`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UpdatePolicy {
-    /// 0 replaces everything at once, without a deployment.
-    pub max_parallel: u32,
-    pub health_check: HealthCheck,
-    pub min_healthy_time: Duration,
-    pub healthy_deadline: Duration,
-    /// 0: the first unhealthy allocation fails the deployment.
-    pub progress_deadline: Duration,
-    pub canary: u32,
-    pub auto_revert: bool,
-    pub auto_promote: bool,
-    /// Taken and kept, as Nomad does; deployments pace themselves by health.
-    pub stagger: Duration,
-    pub order: UpdateOrder,
-}
-
-/// What tells that an allocation of a deployment works.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HealthCheck {
-    /// Every task runs and every check passes.
-    Checks,
-    /// Every task runs.
-    TaskStates,
-    /// Somebody says so.
-    Manual,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UpdateOrder {
-    /// The old allocation stops when the new one is placed: never more than `count`, for a while fewer healthy ones.
-    StopFirst,
-    /// The old allocation stops when the new one is healthy: never fewer than `count`, at most `max_parallel` more.
-    StartFirst,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -107,7 +108,22 @@ pub struct Task {
     pub user: Option<String>,
     pub env: BTreeMap<String, String>,
     pub constraints: Vec<Constraint>,
+    pub affinities: Vec<Affinity>,
     pub resources: Resources,
+    pub devices: Vec<DeviceRequest>,
+    /// `None` is the group's.
+    pub restart: Option<RestartPolicy>,
+    /// `None`: it runs as long as the allocation does.
+    pub lifecycle: Option<Lifecycle>,
+    /// When it ends, all others are stopped.
+    pub leader: bool,
+    /// Between leaving the catalog and the first signal.
+    pub shutdown_delay: Duration,
+    pub artifacts: Vec<Artifact>,
+    pub templates: Vec<Template>,
+    pub volume_mounts: Vec<VolumeMount>,
+    /// Where, below `local/`, a dispatch's payload is written.
+    pub payload_file: Option<String>,
     /// From the kill signal to SIGKILL.
     pub kill_timeout: Duration,
     /// A signal name such as `SIGTERM`; `None` is SIGINT, as for Nomad's exec drivers.
@@ -117,37 +133,31 @@ pub struct Task {
     pub meta: BTreeMap<String, String>,
 }
 
-/// A driver with its own configuration, already checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TaskDriver {
-    /// Isolated: own pid, mount, ipc and uts namespaces, own root, cgroup, no new privileges.
-    Exec(ExecConfig),
-    /// A plain process in a cgroup of its own.
-    RawExec(ExecConfig),
+/// When a task runs that does not run all along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifecycle {
+    pub hook: LifecycleHook,
+    /// It goes on beside the main tasks instead of ending before them.
+    pub sidecar: bool,
 }
 
-impl TaskDriver {
-    pub fn name(&self) -> &'static str {
-        match self {
-            TaskDriver::Exec(_) => "exec",
-            TaskDriver::RawExec(_) => "raw_exec",
-        }
-    }
-}
-
-/// `command` and `args` may hold `${NOMAD_…}`, `${env["…"]}`-free interpolations that the agent resolves at start.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExecConfig {
-    pub command: String,
-    pub args: Vec<String>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LifecycleHook {
+    Prestart,
+    Poststart,
+    Poststop,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resources {
     /// MHz, at least 1.
     pub cpu_mhz: u64,
-    /// MiB, at least 10.
+    /// MiB, at least 10: what is reserved.
     pub memory_mb: u64,
+    /// MiB a task may use while its node has room; 0 is `memory_mb`.
+    pub memory_max_mb: u64,
+    /// Whole cores of its own; 0 shares cores by `cpu_mhz`.
+    pub cores: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,28 +166,22 @@ pub struct LogConfig {
     pub file_size_mb_max: u32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RestartPolicy {
-    pub attempts: u32,
-    pub interval: Duration,
-    pub delay: Duration,
-    pub mode: RestartMode,
-}
-
-/// What happens when `attempts` restarts were used up within `interval`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RestartMode {
-    /// The task, and with it the allocation, fails.
-    Fail,
-    /// The next restart waits for the interval to end.
-    Delay,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Network {
     pub mode: NetworkMode,
     /// Labels are unique.
     pub ports: Vec<PortRequest>,
+    /// The host name inside the allocation's namespace.
+    pub hostname: Option<String>,
+    /// What `/etc/resolv.conf` holds instead of the node's resolver.
+    pub dns: Option<DnsConfig>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct DnsConfig {
+    pub servers: Vec<String>,
+    pub searches: Vec<String>,
+    pub options: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,6 +190,8 @@ pub enum NetworkMode {
     Host,
     /// A namespace, veth and mesh address of the allocation's own.
     Bridge,
+    /// A namespace of the allocation's own with nothing but loopback.
+    None,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -197,68 +203,42 @@ pub struct PortRequest {
     pub to: Option<u16>,
 }
 
-/// `attribute` and `value` may hold `${attr.…}`, `${node.…}`, `${meta.…}`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Constraint {
-    pub attribute: String,
-    pub operator: Operator,
-    pub value: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Operator {
-    Equal,
-    NotEqual,
-    Less,
-    LessOrEqual,
-    Greater,
-    GreaterOrEqual,
-    Regexp,
-    Version,
-    Semver,
-    SetContains,
-    SetContainsAny,
-    IsSet,
-    IsNotSet,
-    DistinctHosts,
-}
-
-impl Operator {
-    /// Every operator with the spelling that status output and JSON use.
-    pub const ALL: [(Operator, &'static str); 14] = [
-        (Operator::Equal, "="),
-        (Operator::NotEqual, "!="),
-        (Operator::Less, "<"),
-        (Operator::LessOrEqual, "<="),
-        (Operator::Greater, ">"),
-        (Operator::GreaterOrEqual, ">="),
-        (Operator::Regexp, "regexp"),
-        (Operator::Version, "version"),
-        (Operator::Semver, "semver"),
-        (Operator::SetContains, "set_contains"),
-        (Operator::SetContainsAny, "set_contains_any"),
-        (Operator::IsSet, "is_set"),
-        (Operator::IsNotSet, "is_not_set"),
-        (Operator::DistinctHosts, "distinct_hosts"),
-    ];
-
-    pub fn as_str(self) -> &'static str {
-        Self::ALL.iter().find(|(op, _)| *op == self).map_or("", |(_, text)| text)
-    }
-
-    /// Reads any spelling that job files use: `==` and `is` mean `=`, `not` means `!=`, `set_contains_all` is `set_contains`.
-    pub fn parse(text: &str) -> Option<Self> {
-        let text = match text {
-            "" | "==" | "is" => "=",
-            "not" => "!=",
-            "set_contains_all" => "set_contains",
-            other => other,
-        };
-        Self::ALL.iter().find(|(_, spelling)| *spelling == text).map(|(op, _)| *op)
-    }
-}
-
 impl Job {
+    /// A service job with defaults, no group, and the id as its name.
+    pub fn named(id: &str) -> Self {
+        Self {
+            id: JobId(id.to_owned()),
+            name: id.to_owned(),
+            namespace: "default".to_owned(),
+            region: "global".to_owned(),
+            kind: JobKind::Service,
+            priority: rules::DEFAULT_PRIORITY,
+            datacenters: vec!["*".to_owned()],
+            node_pool: "default".to_owned(),
+            constraints: Vec::new(),
+            affinities: Vec::new(),
+            spreads: Vec::new(),
+            meta: BTreeMap::new(),
+            groups: Vec::new(),
+            periodic: None,
+            parameterized: None,
+            parent: None,
+            payload: Vec::new(),
+            dispatch_token: String::new(),
+            depends_on: Vec::new(),
+            disruption: None,
+            version: 0,
+            stopped: false,
+            stable: false,
+            submitted_at: Timestamp::NEVER,
+        }
+    }
+
+    /// Whether jobs are made from it instead of allocations.
+    pub fn is_template(&self) -> bool {
+        self.periodic.is_some() || self.parameterized.is_some()
+    }
+
     pub fn group(&self, name: &str) -> Option<&TaskGroup> {
         self.groups.iter().find(|group| group.name == name)
     }
@@ -277,11 +257,45 @@ impl Job {
 }
 
 impl TaskGroup {
+    /// One allocation of no task, with a service job's defaults.
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            count: 1,
+            constraints: Vec::new(),
+            affinities: Vec::new(),
+            spreads: Vec::new(),
+            restart: RestartPolicy::SERVICE,
+            reschedule: ReschedulePolicy::SERVICE,
+            disconnect: DisconnectPolicy::default(),
+            network: None,
+            services: Vec::new(),
+            tasks: Vec::new(),
+            meta: BTreeMap::new(),
+            volumes: Vec::new(),
+            disk_mb: rules::DEFAULT_DISK_MB,
+            disk_sticky: false,
+            disk_migrate: false,
+            shutdown_delay: Duration::ZERO,
+            max_run_duration: None,
+            update: None,
+            migrate_max_parallel: rules::DEFAULT_MIGRATE_MAX_PARALLEL,
+        }
+    }
+
+    /// The restart policy that holds for a task of the group.
+    pub fn restart_of(&self, task: &Task) -> RestartPolicy {
+        task.restart.unwrap_or(self.restart)
+    }
+
     /// What one allocation of the group takes from a node.
     pub fn resources(&self) -> Resources {
-        self.tasks.iter().fold(Resources { cpu_mhz: 0, memory_mb: 0 }, |sum, task| Resources {
-            cpu_mhz: sum.cpu_mhz.saturating_add(task.resources.cpu_mhz),
-            memory_mb: sum.memory_mb.saturating_add(task.resources.memory_mb),
+        let none = Resources { cpu_mhz: 0, memory_mb: 0, memory_max_mb: 0, cores: 0 };
+        self.tasks.iter().map(|task| task.resources).fold(none, |sum, task| Resources {
+            cpu_mhz: sum.cpu_mhz.saturating_add(task.cpu_mhz),
+            memory_mb: sum.memory_mb.saturating_add(task.memory_mb),
+            memory_max_mb: sum.memory_max_mb.saturating_add(task.memory_ceiling_mb()),
+            cores: sum.cores.saturating_add(task.cores),
         })
     }
 
@@ -295,14 +309,82 @@ impl TaskGroup {
     }
 }
 
+impl Network {
+    pub fn of(mode: NetworkMode, ports: Vec<PortRequest>) -> Self {
+        Self { mode, ports, hostname: None, dns: None }
+    }
+}
+
+impl Task {
+    pub fn named(name: &str, driver: TaskDriver) -> Self {
+        Self {
+            name: name.to_owned(),
+            driver,
+            user: None,
+            env: BTreeMap::new(),
+            constraints: Vec::new(),
+            affinities: Vec::new(),
+            resources: Resources::default(),
+            devices: Vec::new(),
+            restart: None,
+            lifecycle: None,
+            leader: false,
+            shutdown_delay: Duration::ZERO,
+            artifacts: Vec::new(),
+            templates: Vec::new(),
+            volume_mounts: Vec::new(),
+            payload_file: None,
+            kill_timeout: rules::DEFAULT_KILL_TIMEOUT,
+            kill_signal: None,
+            services: Vec::new(),
+            logs: LogConfig::default(),
+            meta: BTreeMap::new(),
+        }
+    }
+}
+
+impl Resources {
+    /// MiB the task may use at most.
+    pub fn memory_ceiling_mb(self) -> u64 {
+        self.memory_max_mb.max(self.memory_mb)
+    }
+}
+
+impl LifecycleHook {
+    pub const ALL: [LifecycleHook; 3] = [LifecycleHook::Prestart, LifecycleHook::Poststart, LifecycleHook::Poststop];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LifecycleHook::Prestart => "prestart",
+            LifecycleHook::Poststart => "poststart",
+            LifecycleHook::Poststop => "poststop",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|hook| hook.as_str() == text)
+    }
+}
+
 impl JobKind {
-    pub const ALL: [JobKind; 3] = [JobKind::Service, JobKind::Batch, JobKind::System];
+    pub const ALL: [JobKind; 4] = [JobKind::Service, JobKind::Batch, JobKind::System, JobKind::Sysbatch];
+
+    /// Whether its tasks are to end by themselves.
+    pub fn ends(self) -> bool {
+        matches!(self, JobKind::Batch | JobKind::Sysbatch)
+    }
+
+    /// Whether every node that may run it gets one allocation of each group.
+    pub fn is_on_every_node(self) -> bool {
+        matches!(self, JobKind::System | JobKind::Sysbatch)
+    }
 
     pub fn as_str(self) -> &'static str {
         match self {
             JobKind::Service => "service",
             JobKind::Batch => "batch",
             JobKind::System => "system",
+            JobKind::Sysbatch => "sysbatch",
         }
     }
 
@@ -311,89 +393,9 @@ impl JobKind {
     }
 }
 
-impl HealthCheck {
-    pub const ALL: [HealthCheck; 3] = [HealthCheck::Checks, HealthCheck::TaskStates, HealthCheck::Manual];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            HealthCheck::Checks => "checks",
-            HealthCheck::TaskStates => "task_states",
-            HealthCheck::Manual => "manual",
-        }
-    }
-
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|check| check.as_str() == text)
-    }
-}
-
-impl UpdateOrder {
-    pub const ALL: [UpdateOrder; 2] = [UpdateOrder::StopFirst, UpdateOrder::StartFirst];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            UpdateOrder::StopFirst => "stop-first",
-            UpdateOrder::StartFirst => "start-first",
-        }
-    }
-
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|order| order.as_str() == text)
-    }
-}
-
-impl UpdatePolicy {
-    /// Whether a deployment watches over it.
-    pub fn deploys(&self) -> bool {
-        self.max_parallel > 0
-    }
-}
-
-impl Default for UpdatePolicy {
-    fn default() -> Self {
-        Self {
-            max_parallel: 1,
-            health_check: HealthCheck::Checks,
-            min_healthy_time: Duration::from_secs(10),
-            healthy_deadline: Duration::from_secs(5 * 60),
-            progress_deadline: Duration::from_secs(10 * 60),
-            canary: 0,
-            auto_revert: false,
-            auto_promote: false,
-            stagger: Duration::from_secs(30),
-            order: UpdateOrder::StopFirst,
-        }
-    }
-}
-
-impl RestartPolicy {
-    /// Nomad's default for service jobs.
-    pub const SERVICE: RestartPolicy = RestartPolicy {
-        attempts: 2,
-        interval: Duration::from_secs(30 * 60),
-        delay: Duration::from_secs(15),
-        mode: RestartMode::Fail,
-    };
-
-    /// Nomad's default for batch and system jobs.
-    pub const BATCH: RestartPolicy = RestartPolicy {
-        attempts: 3,
-        interval: Duration::from_secs(24 * 3600),
-        delay: Duration::from_secs(15),
-        mode: RestartMode::Fail,
-    };
-
-    pub fn default_of(kind: JobKind) -> Self {
-        match kind {
-            JobKind::Service => Self::SERVICE,
-            JobKind::Batch | JobKind::System => Self::BATCH,
-        }
-    }
-}
-
 impl Default for Resources {
     fn default() -> Self {
-        Self { cpu_mhz: 100, memory_mb: 300 }
+        Self { cpu_mhz: 100, memory_mb: 300, memory_max_mb: 0, cores: 0 }
     }
 }
 

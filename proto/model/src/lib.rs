@@ -7,14 +7,19 @@ pub mod alloc;
 pub mod capacity;
 pub mod command;
 pub mod deployment;
+pub mod driver;
 pub mod eval;
+pub mod files;
 pub mod ids;
 pub mod image;
 pub mod job;
 pub mod node;
 pub mod outcome;
+pub mod placement;
+pub mod policy;
 pub mod routing;
 pub mod rules;
+pub mod schedule;
 pub mod service;
 pub mod time;
 pub mod version;
@@ -25,17 +30,27 @@ pub use alloc::{
 };
 pub use command::{Authority, Command, Envelope, JoinToken, Role, ServerRecord};
 pub use deployment::{AllocDeployment, Deployment, DeploymentGroup, DeploymentStatus, DeploymentUpdate};
+pub use driver::{ConfigKey, ConfigKind, ConfigValue, ExecConfig, Plugin, PluginConfig, TaskDriver};
 pub use eval::{EvalStatus, EvalTrigger, Evaluation, PlacementFailure, Plan, PlannedStop};
+pub use files::{
+    Artifact, ArtifactMode, ChangeMode, ChangeScript, Template, TemplateSource, VolumeKind, VolumeMount, VolumeRequest,
+};
 pub use ids::{AllocId, DeploymentId, Epoch, EvalId, Generation, Index, JobId, NodeId, ServerId};
 pub use image::{CatalogImage, Founding, JobRecord, Table};
 pub use job::{
-    Constraint, ExecConfig, HealthCheck, Job, JobKind, LogConfig, Network, NetworkMode, Operator, PortRequest,
-    Resources, RestartMode, RestartPolicy, Task, TaskDriver, TaskGroup, UpdateOrder, UpdatePolicy,
+    DnsConfig, Job, JobKind, Lifecycle, LifecycleHook, LogConfig, Network, NetworkMode, PortRequest, Resources, Task,
+    TaskGroup,
 };
 pub use node::{Drain, DriverStatus, Eligibility, Node, NodeResources, NodeStatus};
 pub use outcome::{Applied, Refusal};
+pub use placement::{Affinity, Constraint, Dependency, DeviceRequest, DisruptionBudget, Operator, Spread};
+pub use policy::{
+    DelayFunction, DisconnectPolicy, HealthCheck, Reconcile, ReschedulePolicy, RestartMode, RestartPolicy, UpdateOrder,
+    UpdatePolicy,
+};
 pub use routing::{RoutedNode, RoutedService, RoutingSnapshot};
-pub use service::{Check, CheckKind, Instance, InstanceNetwork, Service};
+pub use schedule::{Parameterized, PayloadRule, Periodic};
+pub use service::{Check, CheckKind, CheckRestart, CheckTls, Instance, InstanceNetwork, OnUpdate, Service, Weights};
 pub use time::Timestamp;
 
 /// The newest set of replicated commands this build understands; see [`command`].

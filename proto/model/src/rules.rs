@@ -1,7 +1,11 @@
 //! What single values of a job may be. Job files and JSON are read by different code with different ways to point at a
 //! mistake; both ask here, and the answer is the sentence a user reads.
 
-use crate::job::{JobKind, Operator, RestartPolicy, TaskGroup, UpdateOrder, UpdatePolicy};
+use crate::driver::TaskDriver;
+use crate::job::{Job, JobKind, NetworkMode, Task, TaskGroup};
+use crate::placement::{Operator, Spread};
+use crate::policy::{DisconnectPolicy, ReschedulePolicy, RestartPolicy, UpdateOrder, UpdatePolicy};
+use crate::service::{Check, CheckKind, OnUpdate, Service, Weights};
 use crate::version;
 use regex::{Regex, RegexBuilder};
 use std::collections::BTreeMap;
@@ -17,6 +21,9 @@ pub const DEFAULT_PRIORITY: u8 = 50;
 pub const DEFAULT_MIGRATE_MAX_PARALLEL: u32 = 1;
 pub const DEFAULT_KILL_TIMEOUT: Duration = Duration::from_secs(5);
 pub const CHECK_TIME_MIN: Duration = Duration::from_secs(1);
+pub const PAYLOAD_BYTES_MAX: usize = 16 << 10;
+const RESCHEDULE_DELAY_MIN: Duration = Duration::from_secs(5);
+const RESCHEDULE_INTERVAL_MIN: Duration = Duration::from_secs(15);
 const RESTART_INTERVAL_MIN: Duration = Duration::from_secs(5);
 
 const SIGNALS: [&str; 17] = [
@@ -36,9 +43,8 @@ pub enum KindRefusal {
 pub fn job_kind(text: &str) -> Result<JobKind, KindRefusal> {
     match JobKind::parse(text) {
         // Agents do not tell a success from a failure yet.
-        Some(JobKind::Batch) => Err(KindRefusal::NotBuilt),
+        Some(JobKind::Batch | JobKind::Sysbatch) => Err(KindRefusal::NotBuilt),
         Some(kind) => Ok(kind),
-        None if text == "sysbatch" => Err(KindRefusal::NotBuilt),
         None => Err(KindRefusal::Unknown),
     }
 }
@@ -111,7 +117,7 @@ pub fn update(policy: &UpdatePolicy, kind: JobKind) -> Rule {
     let ordered = policy.min_healthy_time < policy.healthy_deadline;
     let progress_later = policy.progress_deadline.is_zero() || policy.healthy_deadline < policy.progress_deadline;
     let checks = [
-        (kind != JobKind::Batch, "a batch job is not updated in steps; leave `update` out"),
+        (!kind.ends(), "a batch job is not updated in steps; leave `update` out"),
         (kind != JobKind::System || policy.canary == 0, "canaries of system jobs are not built yet"),
         (
             kind != JobKind::System || policy.order == UpdateOrder::StopFirst,
@@ -127,6 +133,134 @@ pub fn update(policy: &UpdatePolicy, kind: JobKind) -> Rule {
         ),
     ];
     checks.into_iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, reason)| Err(reason.to_owned()))
+}
+
+/// What a `reschedule` block may say for a job of this kind.
+pub fn reschedule(policy: &ReschedulePolicy, kind: JobKind) -> Rule {
+    if *policy == ReschedulePolicy::default_of(kind) {
+        return Ok(());
+    }
+    let acts = policy.unlimited || policy.attempts > 0;
+    let constant = policy.delay_function == crate::policy::DelayFunction::Constant;
+    let checks = [
+        (!kind.is_on_every_node(), "a job that runs on every node is not rescheduled; leave `reschedule` out"),
+        (!(policy.unlimited && policy.attempts > 0), "attempts and unlimited exclude each other"),
+        (!acts || policy.delay >= RESCHEDULE_DELAY_MIN, "delay must be at least 5s"),
+        (
+            policy.unlimited || !acts || policy.interval >= RESCHEDULE_INTERVAL_MIN,
+            "interval must be at least 15s unless unlimited",
+        ),
+        (!acts || constant || policy.max_delay >= policy.delay, "max_delay must not be less than delay"),
+    ];
+    checks.into_iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, reason)| Err(reason.to_owned()))
+}
+
+pub fn affinity_weight(weight: i64) -> Result<i8, String> {
+    let known = i8::try_from(weight).ok().filter(|weight| (-100..=100).contains(weight) && *weight != 0);
+    known.ok_or_else(|| format!("weight {weight} is not within -100 to 100, or is 0"))
+}
+
+pub fn spread(spread: &Spread) -> Rule {
+    let total: u32 = spread.targets.values().map(|percent| u32::from(*percent)).sum();
+    if spread.attribute.is_empty() {
+        return Err("a spread needs an attribute".to_owned());
+    }
+    if !(1..=100).contains(&spread.weight) {
+        return Err(format!("weight {} is not within 1 to 100", spread.weight));
+    }
+    if total > 100 {
+        return Err(format!("the targets add up to {total} percent; 100 is the most"));
+    }
+    Ok(())
+}
+
+/// What of a job is read and kept but not acted on yet, by the name of its block or key. Whoever makes one work takes it
+/// from these lists; until then a job that has it is refused.
+pub fn unbuilt_in_job(job: &Job) -> Vec<&'static str> {
+    let found = [
+        (!job.affinities.is_empty(), "affinity"),
+        (!job.spreads.is_empty(), "spread"),
+        (job.periodic.is_some(), "periodic"),
+        (job.parameterized.is_some(), "parameterized"),
+        (!job.depends_on.is_empty(), "depends_on"),
+        (job.disruption.is_some(), "disruption"),
+    ];
+    named(&found)
+}
+
+pub fn unbuilt_in_group(group: &TaskGroup, kind: JobKind) -> Vec<&'static str> {
+    let network = group.network.as_ref();
+    let found = [
+        (!group.affinities.is_empty(), "affinity"),
+        (!group.spreads.is_empty(), "spread"),
+        (group.reschedule != ReschedulePolicy::default_of(kind), "reschedule"),
+        (group.disconnect != DisconnectPolicy::default(), "disconnect"),
+        (!group.volumes.is_empty(), "volume"),
+        (group.disk_sticky || group.disk_migrate, "ephemeral_disk"),
+        (!group.shutdown_delay.is_zero(), "shutdown_delay"),
+        (group.max_run_duration.is_some(), "max_run_duration"),
+        (group.network_mode() == NetworkMode::None, "network"),
+        (network.is_some_and(|network| network.hostname.is_some() || network.dns.is_some()), "network"),
+    ];
+    named(&found)
+}
+
+pub fn unbuilt_in_task(task: &Task) -> Vec<&'static str> {
+    let resources = task.resources;
+    let capabilities = |config: &crate::driver::ExecConfig| {
+        !config.cap_add.is_empty() || !config.cap_drop.is_empty() || config.work_dir.is_some()
+    };
+    let found = [
+        (!task.affinities.is_empty(), "affinity"),
+        (!task.devices.is_empty() || resources.cores > 0 || resources.memory_max_mb > 0, "resources"),
+        (task.restart.is_some(), "restart"),
+        (task.lifecycle.is_some(), "lifecycle"),
+        (task.leader, "leader"),
+        (!task.shutdown_delay.is_zero(), "shutdown_delay"),
+        (!task.artifacts.is_empty(), "artifact"),
+        (!task.templates.is_empty(), "template"),
+        (!task.volume_mounts.is_empty(), "volume_mount"),
+        (task.payload_file.is_some(), "dispatch_payload"),
+        (matches!(task.driver, TaskDriver::Plugin(_)), "driver"),
+        (
+            matches!(&task.driver, TaskDriver::Exec(config) | TaskDriver::RawExec(config) if capabilities(config)),
+            "config",
+        ),
+    ];
+    named(&found)
+}
+
+pub fn unbuilt_in_service(service: &Service) -> Vec<&'static str> {
+    let found = [
+        (service.canary_tags.is_some(), "canary_tags"),
+        (!service.canary_meta.is_empty(), "canary_meta"),
+        (service.weights != Weights::default(), "weights"),
+    ];
+    named(&found)
+}
+
+pub fn unbuilt_in_check(check: &Check) -> Vec<&'static str> {
+    let plain = |kind: &CheckKind| match kind {
+        CheckKind::Http { headers, body, tls, .. } => headers.is_empty() && body.is_empty() && tls.is_none(),
+        CheckKind::Tcp => true,
+        CheckKind::Grpc { .. } | CheckKind::Script { .. } | CheckKind::Ttl => false,
+    };
+    let found = [
+        (!plain(&check.kind), "type"),
+        (check.initial.is_some(), "initial_status"),
+        (check.successes_before_passing > 0, "success_before_passing"),
+        (check.failures_before_critical > 0, "failures_before_critical"),
+        (check.on_update != OnUpdate::RequireHealthy, "on_update"),
+        (check.restart.is_some(), "check_restart"),
+        (check.task.is_some(), "task"),
+    ];
+    named(&found)
+}
+
+fn named(found: &[(bool, &'static str)]) -> Vec<&'static str> {
+    let mut names: Vec<&str> = found.iter().filter(|(there, _)| *there).map(|(_, name)| *name).collect();
+    names.dedup();
+    names
 }
 
 /// A pattern is the user's, so its compiled form is bounded; matching takes linear time whatever it is.

@@ -116,7 +116,7 @@ fn refusals_name_the_field() {
     let eval = C::RegisterJob(pb::RegisterJob { job: None, eval: None, enforce_index: None });
     assert!(convert(eval).contains("command.job: is required and absent"));
     let port = pb::PortRequest { static_port: Some(70_000), ..Default::default() };
-    let network = pb::Network { mode: 1, ports: vec![port] };
+    let network = pb::Network { mode: 1, ports: vec![port], ..Default::default() };
     let restart =
         pb::RestartPolicy { mode: 1, interval: Some(Default::default()), delay: Some(Default::default()), attempts: 0 };
     let group = pb::TaskGroup { restart: Some(restart), network: Some(network), ..Default::default() };

@@ -4,9 +4,8 @@ use crate::Catalog;
 use model::{
     AllocId, AllocUpdate, Allocation, Applied, Authority, Check, CheckKind, CheckState, ClientStatus, Command,
     DesiredStatus, DriverStatus, Eligibility, Envelope, Epoch, EvalId, EvalStatus, EvalTrigger, Evaluation, ExecConfig,
-    Health, Index, Job, JobId, JobKind, LogConfig, Network, NetworkMode, Node, NodeId, NodeResources, NodeStatus,
-    PortRequest, Refusal, Resources, RestartPolicy, Service, Task, TaskDriver, TaskGroup, TaskPhase, TaskState,
-    Timestamp,
+    Health, Index, Job, JobId, Network, NetworkMode, Node, NodeId, NodeResources, NodeStatus, PortRequest, Refusal,
+    Resources, Service, Task, TaskDriver, TaskGroup, TaskPhase, TaskState, Timestamp,
 };
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -182,65 +181,23 @@ pub(super) fn node(n: u128, name: &str) -> Node {
 
 /// A group `main` with a task `main`, and a service of the job's name with a check.
 pub(super) fn job(name: &str, count: u32) -> Job {
-    let check = Check {
-        name: "alive".to_owned(),
-        kind: CheckKind::Tcp,
-        interval: Duration::from_secs(1),
-        timeout: Duration::from_secs(1),
-        port_label: None,
-    };
-    let service = Service {
-        name: name.to_owned(),
-        tags: Vec::new(),
-        port_label: Some("http".to_owned()),
-        checks: vec![check],
-        meta: BTreeMap::new(),
-    };
+    let second = Duration::from_secs(1);
+    let check = Check::named("alive", CheckKind::Tcp, second, second);
+    let service = Service { checks: vec![check], ..Service::named(name, Some("http")) };
     let port = PortRequest { label: "http".to_owned(), static_port: None, to: Some(8080) };
     let group = TaskGroup {
-        name: "main".to_owned(),
         count,
-        constraints: Vec::new(),
-        restart: RestartPolicy::SERVICE,
-        network: Some(Network { mode: NetworkMode::Bridge, ports: vec![port] }),
+        network: Some(Network::of(NetworkMode::Bridge, vec![port])),
         services: vec![service],
         tasks: vec![task()],
-        meta: BTreeMap::new(),
         disk_mb: 10,
-        update: None,
-        migrate_max_parallel: 1,
+        ..TaskGroup::named("main")
     };
-    Job {
-        id: JobId(name.to_owned()),
-        name: name.to_owned(),
-        namespace: "default".to_owned(),
-        region: "global".to_owned(),
-        kind: JobKind::Service,
-        priority: 50,
-        datacenters: vec!["*".to_owned()],
-        node_pool: "default".to_owned(),
-        constraints: Vec::new(),
-        meta: BTreeMap::new(),
-        groups: vec![group],
-        version: 0,
-        stopped: false,
-        stable: false,
-        submitted_at: Timestamp::NEVER,
-    }
+    Job { groups: vec![group], ..Job::named(name) }
 }
 
 fn task() -> Task {
-    Task {
-        name: "main".to_owned(),
-        driver: TaskDriver::Exec(ExecConfig { command: "/bin/true".to_owned(), args: Vec::new() }),
-        user: None,
-        env: BTreeMap::new(),
-        constraints: Vec::new(),
-        resources: Resources { cpu_mhz: 200, memory_mb: 64 },
-        kill_timeout: Duration::from_secs(5),
-        kill_signal: None,
-        services: Vec::new(),
-        logs: LogConfig::default(),
-        meta: BTreeMap::new(),
-    }
+    let config = ExecConfig { command: "/bin/true".to_owned(), ..ExecConfig::default() };
+    let resources = Resources { cpu_mhz: 200, memory_mb: 64, ..Resources::default() };
+    Task { resources, ..Task::named("main", TaskDriver::Exec(config)) }
 }

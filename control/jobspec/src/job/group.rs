@@ -4,7 +4,7 @@ use super::service::Place;
 use super::{Inherited, Reader};
 use crate::section::{Section, Shape};
 use hcl_edit::structure::Block;
-use model::{Network, NetworkMode, PortRequest, RestartMode, RestartPolicy, TaskGroup, rules};
+use model::{Network, NetworkMode, PortRequest, ReschedulePolicy, RestartMode, RestartPolicy, TaskGroup, rules};
 
 const GROUP: Shape = Shape {
     name: "group",
@@ -80,7 +80,8 @@ impl Reader<'_, '_, '_> {
             update: self.update(&section, inherited.kind, inherited.update),
             migrate_max_parallel: self.migrate(&section, inherited.migrate_max_parallel),
             network,
-            name,
+            reschedule: ReschedulePolicy::default_of(inherited.kind),
+            ..TaskGroup::named(&name)
         }
     }
 
@@ -129,7 +130,7 @@ impl Reader<'_, '_, '_> {
             }
         };
         self.unique(section.all("port"), "port");
-        Network { mode, ports: section.all("port").map(|port| self.port_request(port)).collect() }
+        Network::of(mode, section.all("port").map(|port| self.port_request(port)).collect())
     }
 
     fn port_request(&mut self, block: &Block) -> PortRequest {

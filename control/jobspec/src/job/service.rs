@@ -102,7 +102,7 @@ impl Reader<'_, '_, '_> {
         if let Some(twice) = rules::duplicate(checks.iter().map(|check| check.name.as_str())) {
             self.source.problem(&block.ident, format!("two checks have the name `{twice}`; give each its own `name`"));
         }
-        Service { name, tags, port_label, checks, meta }
+        Service { tags, checks, meta, ..Service::named(&name, port_label.as_deref()) }
     }
 
     fn provider(&mut self, at: Option<&Expression>) {
@@ -145,13 +145,11 @@ impl Reader<'_, '_, '_> {
         if port_label.is_none() && !has_port {
             self.source.problem(&block.ident, "a check needs `port`, here or in its service");
         }
-        Check {
-            name: self.text(section.get("name")).unwrap_or_else(|| format!("service: \"{service}\" check")),
-            kind: self.check_kind(block, &section),
-            interval: self.check_time(block, &section, "interval"),
-            timeout: self.check_time(block, &section, "timeout"),
-            port_label,
-        }
+        let name = self.text(section.get("name")).unwrap_or_else(|| format!("service: \"{service}\" check"));
+        let kind = self.check_kind(block, &section);
+        let interval = self.check_time(block, &section, "interval");
+        let timeout = self.check_time(block, &section, "timeout");
+        Check { port_label, ..Check::named(&name, kind, interval, timeout) }
     }
 
     fn check_kind(&mut self, block: &Block, section: &Section<'_>) -> CheckKind {
@@ -183,7 +181,7 @@ impl Reader<'_, '_, '_> {
         if let Some(at) = section.get("method").filter(|_| !method.chars().all(|c| c.is_ascii_uppercase())) {
             self.source.problem(at, "must be an HTTP method, for example \"GET\"");
         }
-        CheckKind::Http { method, path }
+        CheckKind::Http { method, path, headers: Default::default(), body: String::new(), tls: None }
     }
 
     fn check_time(&mut self, block: &Block, section: &Section<'_>, key: &str) -> Duration {

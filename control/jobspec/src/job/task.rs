@@ -72,8 +72,8 @@ impl Reader<'_, '_, '_> {
         let name = self.label(block);
         self.rule(&block.ident, "the task's name", rules::task_name(&name));
         let place = Place { task: Some(name.clone()), ..group.clone() };
+        let driver = self.driver(block, &section);
         Task {
-            driver: self.driver(block, &section),
             user: self.text(section.get("user")).filter(|user| !user.is_empty()),
             env: self.strings_by_name(&section, "env"),
             constraints: self.constraints(&section),
@@ -83,7 +83,7 @@ impl Reader<'_, '_, '_> {
             services: self.services(&section, &place),
             logs: self.logs(&section),
             meta: self.strings_by_name(&section, "meta"),
-            name,
+            ..Task::named(&name, driver)
         }
     }
 
@@ -96,7 +96,7 @@ impl Reader<'_, '_, '_> {
                 let state = if known { "is not built yet" } else { "is not known" };
                 self.source.problem(at, format!("driver `{other}` {state}; use \"exec\" or \"raw_exec\""));
                 // Its config is another driver's: nothing to say about it.
-                return TaskDriver::Exec(ExecConfig { command: String::new(), args: Vec::new() });
+                return TaskDriver::Exec(ExecConfig::default());
             }
             _ => self.source.problem(&block.ident, "a task needs `driver`; use \"exec\" or \"raw_exec\""),
         }
@@ -107,7 +107,7 @@ impl Reader<'_, '_, '_> {
     fn config(&mut self, task: &Block, section: &Section<'_>) -> ExecConfig {
         let Some(block) = section.one("config", self.source) else {
             self.source.problem(&task.ident, "a task needs a `config` block with `command`");
-            return ExecConfig { command: String::new(), args: Vec::new() };
+            return ExecConfig::default();
         };
         let section = Section::read(&block.body, &CONFIG, self.source);
         let command = self.text(section.get("command")).unwrap_or_default();
@@ -116,7 +116,7 @@ impl Reader<'_, '_, '_> {
         } else if let Some(at) = section.get("command").filter(|_| command.is_empty()) {
             self.source.problem(at, "must name the program to run");
         }
-        ExecConfig { command, args: self.texts(section.get("args")) }
+        ExecConfig { command, args: self.texts(section.get("args")), ..ExecConfig::default() }
     }
 
     fn resources(&mut self, section: &Section<'_>) -> Resources {
@@ -126,6 +126,7 @@ impl Reader<'_, '_, '_> {
         Resources {
             cpu_mhz: self.number(section.get("cpu"), rules::CPU_MHZ_MIN, u64::MAX, default.cpu_mhz),
             memory_mb: self.number(section.get("memory"), rules::MEMORY_MB_MIN, u64::MAX, default.memory_mb),
+            ..default
         }
     }
 

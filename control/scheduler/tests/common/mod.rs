@@ -4,8 +4,8 @@ use catalog::Catalog;
 use model::{
     AllocId, AllocUpdate, Allocation, Applied, Authority, Check, CheckKind, CheckState, ClientStatus, Command,
     DriverStatus, Eligibility, Envelope, Epoch, EvalId, EvalStatus, EvalTrigger, Evaluation, ExecConfig, Health, Index,
-    Job, JobId, JobKind, LogConfig, Network, NetworkMode, Node, NodeId, NodeResources, NodeStatus, Plan, PortRequest,
-    Refusal, Resources, RestartPolicy, Service, Task, TaskDriver, TaskGroup, TaskPhase, TaskState, Timestamp,
+    Job, JobId, Network, NetworkMode, Node, NodeId, NodeResources, NodeStatus, Plan, PortRequest, Refusal, Service,
+    Task, TaskDriver, TaskGroup, TaskPhase, TaskState, Timestamp,
 };
 use scheduler::ClusterView;
 use std::collections::BTreeMap;
@@ -183,69 +183,25 @@ pub fn node(name: &str) -> Node {
 }
 
 pub fn job(name: &str, groups: Vec<TaskGroup>) -> Job {
-    Job {
-        id: JobId(name.to_owned()),
-        name: name.to_owned(),
-        namespace: "default".to_owned(),
-        region: "global".to_owned(),
-        kind: JobKind::Service,
-        priority: 50,
-        datacenters: vec!["*".to_owned()],
-        node_pool: "default".to_owned(),
-        constraints: Vec::new(),
-        meta: BTreeMap::new(),
-        groups,
-        version: 0,
-        stopped: false,
-        stable: false,
-        submitted_at: Timestamp::NEVER,
-    }
+    Job { groups, ..Job::named(name) }
 }
 
 pub fn group(name: &str, count: u32) -> TaskGroup {
-    TaskGroup {
-        name: name.to_owned(),
-        count,
-        constraints: Vec::new(),
-        restart: RestartPolicy::SERVICE,
-        network: None,
-        services: Vec::new(),
-        tasks: vec![task("main")],
-        meta: BTreeMap::new(),
-        disk_mb: 300,
-        update: None,
-        migrate_max_parallel: 1,
-    }
+    TaskGroup { count, tasks: vec![task("main")], ..TaskGroup::named(name) }
 }
 
 pub fn task(name: &str) -> Task {
-    Task {
-        name: name.to_owned(),
-        driver: TaskDriver::Exec(ExecConfig { command: "/bin/true".to_owned(), args: Vec::new() }),
-        user: None,
-        env: BTreeMap::new(),
-        constraints: Vec::new(),
-        resources: Resources::default(),
-        kill_timeout: Duration::from_secs(5),
-        kill_signal: None,
-        services: Vec::new(),
-        logs: LogConfig::default(),
-        meta: BTreeMap::new(),
-    }
+    let config = ExecConfig { command: "/bin/true".to_owned(), ..ExecConfig::default() };
+    Task::named(name, TaskDriver::Exec(config))
 }
 
 pub fn add_port(group: &mut TaskGroup, label: &str, static_port: Option<u16>, to: Option<u16>) {
-    let network = group.network.get_or_insert_with(|| Network { mode: NetworkMode::Host, ports: Vec::new() });
+    let network = group.network.get_or_insert_with(|| Network::of(NetworkMode::Host, Vec::new()));
     network.ports.push(PortRequest { label: label.to_owned(), static_port, to });
 }
 
 pub fn checked_service(name: &str) -> Service {
-    let check = Check {
-        name: "alive".to_owned(),
-        kind: CheckKind::Tcp,
-        interval: Duration::from_secs(1),
-        timeout: Duration::from_secs(1),
-        port_label: None,
-    };
-    Service { name: name.to_owned(), tags: Vec::new(), port_label: None, checks: vec![check], meta: BTreeMap::new() }
+    let second = Duration::from_secs(1);
+    let check = Check::named("alive", CheckKind::Tcp, second, second);
+    Service { checks: vec![check], ..Service::named(name, None) }
 }

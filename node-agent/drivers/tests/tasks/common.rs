@@ -42,8 +42,8 @@ impl Bench {
     }
 
     pub fn spec(&self, driver: &dyn Driver, command: &str, args: &[&str]) -> TaskSpec {
-        let config =
-            ExecConfig { command: command.to_owned(), args: args.iter().map(|arg| (*arg).to_owned()).collect() };
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let config = ExecConfig { command: command.to_owned(), args, ..ExecConfig::default() };
         let task = task(match driver.name() {
             "exec" => TaskDriver::Exec(config),
             _ => TaskDriver::RawExec(config),
@@ -152,51 +152,21 @@ fn random() -> [u8; 16] {
 
 fn task(driver: TaskDriver) -> Task {
     Task {
-        name: "t".into(),
-        driver,
-        user: None,
         env: BTreeMap::from([("GREETING".into(), "hi from ${node.unique.name}".into())]),
-        constraints: Vec::new(),
-        resources: Resources { cpu_mhz: 100, memory_mb: 64 },
-        kill_timeout: Duration::from_secs(5),
-        kill_signal: None,
-        services: Vec::new(),
+        resources: Resources { cpu_mhz: 100, memory_mb: 64, ..Resources::default() },
         logs: LogConfig { files_max: 3, file_size_mb_max: 1 },
-        meta: BTreeMap::new(),
+        ..Task::named("t", driver)
     }
 }
 
 fn alloc(id: AllocId, node: &Node, task: Task) -> Allocation {
     let group = TaskGroup {
-        name: "g".into(),
-        count: 1,
-        constraints: Vec::new(),
-        restart: RestartPolicy::SERVICE,
-        network: None,
-        services: Vec::new(),
         tasks: vec![task],
         meta: BTreeMap::from([("colour".into(), "red".into())]),
         disk_mb: 10,
-        update: None,
-        migrate_max_parallel: 1,
+        ..TaskGroup::named("g")
     };
-    let job = Job {
-        id: JobId("j".into()),
-        name: "j".into(),
-        namespace: "default".into(),
-        region: "global".into(),
-        kind: JobKind::Service,
-        priority: 50,
-        datacenters: vec!["*".into()],
-        node_pool: "default".into(),
-        constraints: Vec::new(),
-        meta: BTreeMap::new(),
-        groups: vec![group],
-        version: 0,
-        stopped: false,
-        stable: false,
-        submitted_at: Timestamp::NEVER,
-    };
+    let job = Job { groups: vec![group], ..Job::named("j") };
     Allocation {
         id,
         eval_id: EvalId::from_random(1),

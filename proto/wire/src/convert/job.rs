@@ -1,16 +1,22 @@
 //! Jobs, groups and tasks.
 
 use super::{At, Result, ToModel, ToPb, all, enum_pairs, enumeration, list, number, optional, present, required, span};
-use super::{port, to_span};
+use super::{port, span_or_zero, to_span, to_span_unless_zero};
 use crate::pb;
 use model::rules::DEFAULT_MIGRATE_MAX_PARALLEL;
 use model::{
-    Constraint, ExecConfig, HealthCheck, Job, JobId, JobKind, LogConfig, Network, NetworkMode, Operator, PortRequest,
-    Resources, RestartMode, RestartPolicy, Task, TaskDriver, TaskGroup, Timestamp, UpdateOrder, UpdatePolicy,
+    DisconnectPolicy, DisruptionBudget, DnsConfig, Job, JobId, JobKind, Lifecycle, LifecycleHook, LogConfig, Network,
+    NetworkMode, Parameterized, PayloadRule, Periodic, PortRequest, ReschedulePolicy, Resources, Task, TaskGroup,
+    Timestamp,
 };
 
 impl ToPb<pb::Job> for Job {
     fn to_pb(&self) -> pb::Job {
+        let default = ReschedulePolicy::default_of(self.kind);
+        let group = |group: &TaskGroup| pb::TaskGroup {
+            reschedule: (group.reschedule != default).then(|| group.reschedule.to_pb()),
+            ..group.to_pb()
+        };
         pb::Job {
             id: self.id.0.clone(),
             name: self.name.clone(),
@@ -22,7 +28,16 @@ impl ToPb<pb::Job> for Job {
             node_pool: self.node_pool.clone(),
             constraints: all(&self.constraints),
             meta: self.meta.clone(),
-            groups: all(&self.groups),
+            groups: self.groups.iter().map(group).collect(),
+            affinities: all(&self.affinities),
+            spreads: all(&self.spreads),
+            periodic: self.periodic.as_ref().map(ToPb::to_pb),
+            parameterized: self.parameterized.as_ref().map(ToPb::to_pb),
+            parent: self.parent.as_ref().map(|parent| parent.0.clone()),
+            payload: self.payload.clone(),
+            dispatch_token: self.dispatch_token.clone(),
+            depends_on: all(&self.depends_on),
+            max_unavailable: self.disruption.map(|budget| budget.max_unavailable),
             version: self.version,
             stopped: self.stopped,
             submitted_at: self.submitted_at.0,
@@ -32,19 +47,32 @@ impl ToPb<pb::Job> for Job {
 }
 
 impl ToModel<Job> for pb::Job {
-    fn to_model(self) -> Result<Job> {
+    fn to_model(mut self) -> Result<Job> {
+        let kind = enumeration::<pb::JobKind, _>(self.kind, "kind")?;
+        for group in &mut self.groups {
+            group.reschedule.get_or_insert_with(|| ReschedulePolicy::default_of(kind).to_pb());
+        }
         Ok(Job {
             id: JobId(self.id),
             name: self.name,
             namespace: self.namespace,
             region: self.region,
-            kind: enumeration::<pb::JobKind, _>(self.kind, "kind")?,
+            kind,
             priority: number(self.priority, "priority")?,
             datacenters: self.datacenters,
             node_pool: self.node_pool,
             constraints: list(self.constraints, "constraints")?,
             meta: self.meta,
             groups: list(self.groups, "groups")?,
+            affinities: list(self.affinities, "affinities")?,
+            spreads: list(self.spreads, "spreads")?,
+            periodic: optional(self.periodic, "periodic")?,
+            parameterized: optional(self.parameterized, "parameterized")?,
+            parent: self.parent.map(JobId),
+            payload: self.payload,
+            dispatch_token: self.dispatch_token,
+            depends_on: list(self.depends_on, "depends_on")?,
+            disruption: self.max_unavailable.map(|max_unavailable| DisruptionBudget { max_unavailable }),
             version: self.version,
             stopped: self.stopped,
             stable: self.stable,
@@ -53,6 +81,49 @@ impl ToModel<Job> for pb::Job {
     }
 }
 
+impl ToPb<pb::Periodic> for Periodic {
+    fn to_pb(&self) -> pb::Periodic {
+        pb::Periodic {
+            enabled: self.enabled,
+            crons: self.crons.clone(),
+            prohibit_overlap: self.prohibit_overlap,
+            time_zone: self.time_zone.clone(),
+        }
+    }
+}
+
+impl ToModel<Periodic> for pb::Periodic {
+    fn to_model(self) -> Result<Periodic> {
+        Ok(Periodic {
+            enabled: self.enabled,
+            crons: self.crons,
+            prohibit_overlap: self.prohibit_overlap,
+            time_zone: self.time_zone,
+        })
+    }
+}
+
+impl ToPb<pb::Parameterized> for Parameterized {
+    fn to_pb(&self) -> pb::Parameterized {
+        pb::Parameterized {
+            payload: self.payload.to_pb().into(),
+            meta_required: self.meta_required.iter().cloned().collect(),
+            meta_optional: self.meta_optional.iter().cloned().collect(),
+        }
+    }
+}
+
+impl ToModel<Parameterized> for pb::Parameterized {
+    fn to_model(self) -> Result<Parameterized> {
+        Ok(Parameterized {
+            payload: enumeration::<pb::PayloadRule, _>(self.payload, "payload")?,
+            meta_required: self.meta_required.into_iter().collect(),
+            meta_optional: self.meta_optional.into_iter().collect(),
+        })
+    }
+}
+
+/// `reschedule` is the job's to leave out where it is the default of its kind.
 impl ToPb<pb::TaskGroup> for TaskGroup {
     fn to_pb(&self) -> pb::TaskGroup {
         pb::TaskGroup {
@@ -67,6 +138,15 @@ impl ToPb<pb::TaskGroup> for TaskGroup {
             disk_mb: self.disk_mb,
             update: self.update.as_ref().map(ToPb::to_pb),
             migrate_max_parallel: Some(self.migrate_max_parallel).filter(|most| *most != DEFAULT_MIGRATE_MAX_PARALLEL),
+            affinities: all(&self.affinities),
+            spreads: all(&self.spreads),
+            reschedule: None,
+            disconnect: (self.disconnect != DisconnectPolicy::default()).then(|| self.disconnect.to_pb()),
+            volumes: all(&self.volumes),
+            disk_sticky: self.disk_sticky,
+            disk_migrate: self.disk_migrate,
+            shutdown_delay: to_span_unless_zero(self.shutdown_delay),
+            max_run_duration: self.max_run_duration.map(to_span),
         }
     }
 }
@@ -85,40 +165,15 @@ impl ToModel<TaskGroup> for pb::TaskGroup {
             disk_mb: self.disk_mb,
             update: optional(self.update, "update")?,
             migrate_max_parallel: self.migrate_max_parallel.unwrap_or(DEFAULT_MIGRATE_MAX_PARALLEL),
-        })
-    }
-}
-
-impl ToPb<pb::UpdatePolicy> for UpdatePolicy {
-    fn to_pb(&self) -> pb::UpdatePolicy {
-        pb::UpdatePolicy {
-            max_parallel: self.max_parallel,
-            health_check: self.health_check.to_pb().into(),
-            min_healthy_time: Some(to_span(self.min_healthy_time)),
-            healthy_deadline: Some(to_span(self.healthy_deadline)),
-            progress_deadline: Some(to_span(self.progress_deadline)),
-            canary: self.canary,
-            auto_revert: self.auto_revert,
-            auto_promote: self.auto_promote,
-            stagger: Some(to_span(self.stagger)),
-            order: self.order.to_pb().into(),
-        }
-    }
-}
-
-impl ToModel<UpdatePolicy> for pb::UpdatePolicy {
-    fn to_model(self) -> Result<UpdatePolicy> {
-        Ok(UpdatePolicy {
-            max_parallel: self.max_parallel,
-            health_check: enumeration::<pb::HealthCheck, _>(self.health_check, "health_check")?,
-            min_healthy_time: span(self.min_healthy_time, "min_healthy_time")?,
-            healthy_deadline: span(self.healthy_deadline, "healthy_deadline")?,
-            progress_deadline: span(self.progress_deadline, "progress_deadline")?,
-            canary: self.canary,
-            auto_revert: self.auto_revert,
-            auto_promote: self.auto_promote,
-            stagger: span(self.stagger, "stagger")?,
-            order: enumeration::<pb::UpdateOrder, _>(self.order, "order")?,
+            affinities: list(self.affinities, "affinities")?,
+            spreads: list(self.spreads, "spreads")?,
+            reschedule: required(self.reschedule, "reschedule")?,
+            disconnect: optional(self.disconnect, "disconnect")?.unwrap_or_default(),
+            volumes: list(self.volumes, "volumes")?,
+            disk_sticky: self.disk_sticky,
+            disk_migrate: self.disk_migrate,
+            shutdown_delay: span_or_zero(self.shutdown_delay, "shutdown_delay")?,
+            max_run_duration: self.max_run_duration.map(|time| span(Some(time), "max_run_duration")).transpose()?,
         })
     }
 }
@@ -137,6 +192,16 @@ impl ToPb<pb::Task> for Task {
             services: all(&self.services),
             logs: Some(self.logs.to_pb()),
             meta: self.meta.clone(),
+            affinities: all(&self.affinities),
+            devices: all(&self.devices),
+            restart: self.restart.as_ref().map(ToPb::to_pb),
+            lifecycle: self.lifecycle.as_ref().map(ToPb::to_pb),
+            leader: self.leader,
+            shutdown_delay: to_span_unless_zero(self.shutdown_delay),
+            artifacts: all(&self.artifacts),
+            templates: all(&self.templates),
+            volume_mounts: all(&self.volume_mounts),
+            payload_file: self.payload_file.clone(),
         }
     }
 }
@@ -155,49 +220,39 @@ impl ToModel<Task> for pb::Task {
             services: list(self.services, "services")?,
             logs: required(self.logs, "logs")?,
             meta: self.meta,
+            affinities: list(self.affinities, "affinities")?,
+            devices: list(self.devices, "devices")?,
+            restart: optional(self.restart, "restart")?,
+            lifecycle: optional(self.lifecycle, "lifecycle")?,
+            leader: self.leader,
+            shutdown_delay: span_or_zero(self.shutdown_delay, "shutdown_delay")?,
+            artifacts: list(self.artifacts, "artifacts")?,
+            templates: list(self.templates, "templates")?,
+            volume_mounts: list(self.volume_mounts, "volume_mounts")?,
+            payload_file: self.payload_file,
         })
-    }
-}
-
-impl ToPb<pb::task::Driver> for TaskDriver {
-    fn to_pb(&self) -> pb::task::Driver {
-        match self {
-            TaskDriver::Exec(config) => pb::task::Driver::Exec(config.to_pb()),
-            TaskDriver::RawExec(config) => pb::task::Driver::RawExec(config.to_pb()),
-        }
-    }
-}
-
-impl ToModel<TaskDriver> for pb::task::Driver {
-    fn to_model(self) -> Result<TaskDriver> {
-        Ok(match self {
-            pb::task::Driver::Exec(config) => TaskDriver::Exec(config.to_model()?),
-            pb::task::Driver::RawExec(config) => TaskDriver::RawExec(config.to_model()?),
-        })
-    }
-}
-
-impl ToPb<pb::ExecConfig> for ExecConfig {
-    fn to_pb(&self) -> pb::ExecConfig {
-        pb::ExecConfig { command: self.command.clone(), args: self.args.clone() }
-    }
-}
-
-impl ToModel<ExecConfig> for pb::ExecConfig {
-    fn to_model(self) -> Result<ExecConfig> {
-        Ok(ExecConfig { command: self.command, args: self.args })
     }
 }
 
 impl ToPb<pb::Resources> for Resources {
     fn to_pb(&self) -> pb::Resources {
-        pb::Resources { cpu_mhz: self.cpu_mhz, memory_mb: self.memory_mb }
+        pb::Resources {
+            cpu_mhz: self.cpu_mhz,
+            memory_mb: self.memory_mb,
+            memory_max_mb: self.memory_max_mb,
+            cores: self.cores,
+        }
     }
 }
 
 impl ToModel<Resources> for pb::Resources {
     fn to_model(self) -> Result<Resources> {
-        Ok(Resources { cpu_mhz: self.cpu_mhz, memory_mb: self.memory_mb })
+        Ok(Resources {
+            cpu_mhz: self.cpu_mhz,
+            memory_mb: self.memory_mb,
+            memory_max_mb: self.memory_max_mb,
+            cores: self.cores,
+        })
     }
 }
 
@@ -213,37 +268,31 @@ impl ToModel<LogConfig> for pb::LogConfig {
     }
 }
 
-impl ToPb<pb::RestartPolicy> for RestartPolicy {
-    fn to_pb(&self) -> pb::RestartPolicy {
-        pb::RestartPolicy {
-            attempts: self.attempts,
-            interval: Some(to_span(self.interval)),
-            delay: Some(to_span(self.delay)),
-            mode: self.mode.to_pb().into(),
-        }
-    }
-}
-
-impl ToModel<RestartPolicy> for pb::RestartPolicy {
-    fn to_model(self) -> Result<RestartPolicy> {
-        Ok(RestartPolicy {
-            attempts: self.attempts,
-            interval: span(self.interval, "interval")?,
-            delay: span(self.delay, "delay")?,
-            mode: enumeration::<pb::RestartMode, _>(self.mode, "mode")?,
-        })
-    }
-}
-
 impl ToPb<pb::Network> for Network {
     fn to_pb(&self) -> pb::Network {
-        pb::Network { mode: self.mode.to_pb().into(), ports: all(&self.ports) }
+        let dns = |dns: &DnsConfig| pb::DnsConfig {
+            servers: dns.servers.clone(),
+            searches: dns.searches.clone(),
+            options: dns.options.clone(),
+        };
+        pb::Network {
+            mode: self.mode.to_pb().into(),
+            ports: all(&self.ports),
+            hostname: self.hostname.clone(),
+            dns: self.dns.as_ref().map(dns),
+        }
     }
 }
 
 impl ToModel<Network> for pb::Network {
     fn to_model(self) -> Result<Network> {
-        Ok(Network { mode: enumeration::<pb::NetworkMode, _>(self.mode, "mode")?, ports: list(self.ports, "ports")? })
+        let dns = |dns: pb::DnsConfig| DnsConfig { servers: dns.servers, searches: dns.searches, options: dns.options };
+        Ok(Network {
+            mode: enumeration::<pb::NetworkMode, _>(self.mode, "mode")?,
+            ports: list(self.ports, "ports")?,
+            hostname: self.hostname,
+            dns: self.dns.map(dns),
+        })
     }
 }
 
@@ -267,46 +316,19 @@ impl ToModel<PortRequest> for pb::PortRequest {
     }
 }
 
-impl ToPb<pb::Constraint> for Constraint {
-    fn to_pb(&self) -> pb::Constraint {
-        pb::Constraint {
-            attribute: self.attribute.clone(),
-            operator: self.operator.to_pb().into(),
-            value: self.value.clone(),
-        }
+impl ToPb<pb::Lifecycle> for Lifecycle {
+    fn to_pb(&self) -> pb::Lifecycle {
+        pb::Lifecycle { hook: self.hook.to_pb().into(), sidecar: self.sidecar }
     }
 }
 
-impl ToModel<Constraint> for pb::Constraint {
-    fn to_model(self) -> Result<Constraint> {
-        Ok(Constraint {
-            attribute: self.attribute,
-            operator: enumeration::<pb::Operator, _>(self.operator, "operator")?,
-            value: self.value,
-        })
+impl ToModel<Lifecycle> for pb::Lifecycle {
+    fn to_model(self) -> Result<Lifecycle> {
+        Ok(Lifecycle { hook: enumeration::<pb::LifecycleHook, _>(self.hook, "hook")?, sidecar: self.sidecar })
     }
 }
 
-enum_pairs!(JobKind, pb::JobKind, Service, Batch, System);
-enum_pairs!(HealthCheck, pb::HealthCheck, Checks, TaskStates, Manual);
-enum_pairs!(UpdateOrder, pb::UpdateOrder, StopFirst, StartFirst);
-enum_pairs!(RestartMode, pb::RestartMode, Fail, Delay);
-enum_pairs!(NetworkMode, pb::NetworkMode, Host, Bridge);
-enum_pairs!(
-    Operator,
-    pb::Operator,
-    Equal,
-    NotEqual,
-    Less,
-    LessOrEqual,
-    Greater,
-    GreaterOrEqual,
-    Regexp,
-    Version,
-    Semver,
-    SetContains,
-    SetContainsAny,
-    IsSet,
-    IsNotSet,
-    DistinctHosts,
-);
+enum_pairs!(JobKind, pb::JobKind, Service, Batch, System, Sysbatch);
+enum_pairs!(PayloadRule, pb::PayloadRule, Optional, Required, Forbidden);
+enum_pairs!(LifecycleHook, pb::LifecycleHook, Prestart, Poststart, Poststop);
+enum_pairs!(NetworkMode, pb::NetworkMode, Host, Bridge, None);

@@ -5,9 +5,13 @@
 mod alloc;
 mod command;
 mod deployment;
+mod driver;
 mod eval;
+mod files;
 mod job;
 mod node;
+mod placement;
+mod policy;
 mod routing;
 pub(crate) mod scalar;
 mod service;
@@ -17,7 +21,8 @@ use std::fmt;
 use thiserror::Error;
 
 pub(crate) use alloc::{from_alloc_set, to_alloc_set};
-pub(crate) use scalar::{digest, ip, port, socket_addr, span, to_digest, to_endpoint, to_ip, to_span, to_uuid, uuid};
+pub(crate) use scalar::{digest, ip, port, socket_addr, span, span_or_zero, to_digest, to_endpoint, to_ip, to_span};
+pub(crate) use scalar::{to_span_unless_zero, to_uuid, uuid};
 
 /// What a message held that the model cannot.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -97,6 +97,15 @@ pub(crate) fn span(value: Option<pb::Span>, field: &str) -> Result<Duration> {
     Ok(Duration::new(value.seconds, value.nanos))
 }
 
+/// For fields whose absence means none.
+pub(crate) fn to_span_unless_zero(duration: Duration) -> Option<pb::Span> {
+    (!duration.is_zero()).then(|| to_span(duration))
+}
+
+pub(crate) fn span_or_zero(value: Option<pb::Span>, field: &str) -> Result<Duration> {
+    value.map_or(Ok(Duration::ZERO), |value| span(Some(value), field))
+}
+
 pub(crate) fn to_digest(digest: &[u8; 32]) -> Vec<u8> {
     digest.to_vec()
 }

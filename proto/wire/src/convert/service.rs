@@ -1,10 +1,13 @@
 //! Services, their checks and instances.
 
 use super::scalar::{ip, to_ip};
-use super::{At, Result, ToModel, ToPb, all, enum_pairs, enumeration, list, number, port, present, span, to_span};
-use super::{to_uuid, uuid};
+use super::{At, Result, ToModel, ToPb, all, enum_pairs, enumeration, list, number, optional, port, present, span};
+use super::{to_span, to_uuid, uuid};
 use crate::pb;
-use model::{Check, CheckKind, Health, Index, Instance, InstanceNetwork, JobId, Service};
+use model::{
+    Check, CheckKind, CheckRestart, CheckTls, Health, Index, Instance, InstanceNetwork, JobId, OnUpdate, Service,
+    Weights,
+};
 
 impl ToPb<pb::Service> for Service {
     fn to_pb(&self) -> pb::Service {
@@ -14,6 +17,9 @@ impl ToPb<pb::Service> for Service {
             port_label: self.port_label.clone(),
             checks: all(&self.checks),
             meta: self.meta.clone(),
+            canary_tags: self.canary_tags.as_ref().map(|tags| pb::TextList { items: tags.clone() }),
+            canary_meta: self.canary_meta.clone(),
+            weights: (self.weights != Weights::default()).then(|| self.weights.to_pb()),
         }
     }
 }
@@ -26,7 +32,22 @@ impl ToModel<Service> for pb::Service {
             port_label: self.port_label,
             checks: list(self.checks, "checks")?,
             meta: self.meta,
+            canary_tags: self.canary_tags.map(|tags| tags.items),
+            canary_meta: self.canary_meta,
+            weights: optional(self.weights, "weights")?.unwrap_or_default(),
         })
+    }
+}
+
+impl ToPb<pb::Weights> for Weights {
+    fn to_pb(&self) -> pb::Weights {
+        pb::Weights { passing: u32::from(self.passing), warning: u32::from(self.warning) }
+    }
+}
+
+impl ToModel<Weights> for pb::Weights {
+    fn to_model(self) -> Result<Weights> {
+        Ok(Weights { passing: number(self.passing, "passing")?, warning: number(self.warning, "warning")? })
     }
 }
 
@@ -38,6 +59,15 @@ impl ToPb<pb::Check> for Check {
             interval: Some(to_span(self.interval)),
             timeout: Some(to_span(self.timeout)),
             port_label: self.port_label.clone(),
+            initial: self.initial.map_or(pb::Health::Unspecified, |health| health.to_pb()).into(),
+            successes_before_passing: self.successes_before_passing,
+            failures_before_critical: self.failures_before_critical,
+            on_update: match self.on_update {
+                OnUpdate::RequireHealthy => pb::OnUpdate::Unspecified.into(),
+                other => other.to_pb().into(),
+            },
+            restart: self.restart.as_ref().map(ToPb::to_pb),
+            task: self.task.clone(),
         }
     }
 }
@@ -50,6 +80,18 @@ impl ToModel<Check> for pb::Check {
             interval: span(self.interval, "interval")?,
             timeout: span(self.timeout, "timeout")?,
             port_label: self.port_label,
+            initial: match self.initial {
+                0 => None,
+                number => Some(enumeration::<pb::Health, _>(number, "initial")?),
+            },
+            successes_before_passing: self.successes_before_passing,
+            failures_before_critical: self.failures_before_critical,
+            on_update: match self.on_update {
+                0 => OnUpdate::RequireHealthy,
+                number => enumeration::<pb::OnUpdate, _>(number, "on_update")?,
+            },
+            restart: optional(self.restart, "restart")?,
+            task: self.task,
         })
     }
 }
@@ -57,10 +99,24 @@ impl ToModel<Check> for pb::Check {
 impl ToPb<pb::check::Kind> for CheckKind {
     fn to_pb(&self) -> pb::check::Kind {
         match self {
-            CheckKind::Http { method, path } => {
-                pb::check::Kind::Http(pb::HttpCheck { method: method.clone(), path: path.clone() })
-            }
+            CheckKind::Http { method, path, headers, body, tls } => pb::check::Kind::Http(pb::HttpCheck {
+                method: method.clone(),
+                path: path.clone(),
+                headers: headers
+                    .iter()
+                    .map(|(name, values)| (name.clone(), pb::TextList { items: values.clone() }))
+                    .collect(),
+                body: body.clone(),
+                tls: tls.as_ref().map(ToPb::to_pb),
+            }),
             CheckKind::Tcp => pb::check::Kind::Tcp(pb::TcpCheck {}),
+            CheckKind::Grpc { service, tls } => {
+                pb::check::Kind::Grpc(pb::GrpcCheck { service: service.clone(), tls: tls.as_ref().map(ToPb::to_pb) })
+            }
+            CheckKind::Script { command, args } => {
+                pb::check::Kind::Script(pb::ScriptCheck { command: command.clone(), args: args.clone() })
+            }
+            CheckKind::Ttl => pb::check::Kind::Ttl(pb::TtlCheck {}),
         }
     }
 }
@@ -68,9 +124,42 @@ impl ToPb<pb::check::Kind> for CheckKind {
 impl ToModel<CheckKind> for pb::check::Kind {
     fn to_model(self) -> Result<CheckKind> {
         Ok(match self {
-            pb::check::Kind::Http(http) => CheckKind::Http { method: http.method, path: http.path },
+            pb::check::Kind::Http(http) => CheckKind::Http {
+                method: http.method,
+                path: http.path,
+                headers: http.headers.into_iter().map(|(name, values)| (name, values.items)).collect(),
+                body: http.body,
+                tls: optional(http.tls, "tls")?,
+            },
             pb::check::Kind::Tcp(_) => CheckKind::Tcp,
+            pb::check::Kind::Grpc(grpc) => CheckKind::Grpc { service: grpc.service, tls: optional(grpc.tls, "tls")? },
+            pb::check::Kind::Script(script) => CheckKind::Script { command: script.command, args: script.args },
+            pb::check::Kind::Ttl(_) => CheckKind::Ttl,
         })
+    }
+}
+
+impl ToPb<pb::CheckTls> for CheckTls {
+    fn to_pb(&self) -> pb::CheckTls {
+        pb::CheckTls { server_name: self.server_name.clone(), skip_verify: self.skip_verify }
+    }
+}
+
+impl ToModel<CheckTls> for pb::CheckTls {
+    fn to_model(self) -> Result<CheckTls> {
+        Ok(CheckTls { server_name: self.server_name, skip_verify: self.skip_verify })
+    }
+}
+
+impl ToPb<pb::CheckRestart> for CheckRestart {
+    fn to_pb(&self) -> pb::CheckRestart {
+        pb::CheckRestart { limit: self.limit, grace: Some(to_span(self.grace)), ignore_warnings: self.ignore_warnings }
+    }
+}
+
+impl ToModel<CheckRestart> for pb::CheckRestart {
+    fn to_model(self) -> Result<CheckRestart> {
+        Ok(CheckRestart { limit: self.limit, grace: span(self.grace, "grace")?, ignore_warnings: self.ignore_warnings })
     }
 }
 
@@ -118,5 +207,6 @@ impl ToModel<Instance> for pb::Instance {
     }
 }
 
+enum_pairs!(OnUpdate, pb::OnUpdate, RequireHealthy, IgnoreWarnings, Ignore);
 enum_pairs!(InstanceNetwork, pb::InstanceNetwork, Bridge, Host);
 enum_pairs!(Health, pb::Health, Passing, Warning, Critical);

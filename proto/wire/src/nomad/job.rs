@@ -2,7 +2,7 @@
 
 use model::CheckKind;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -258,15 +258,11 @@ impl MigrateStrategy {
 
 impl From<&model::Task> for Task {
     fn from(task: &model::Task) -> Self {
-        let (model::TaskDriver::Exec(config) | model::TaskDriver::RawExec(config)) = &task.driver;
-        let mut fields = Map::new();
-        fields.insert("command".to_owned(), json!(config.command));
-        fields.insert("args".to_owned(), json!(config.args));
         Self {
             name: Some(task.name.clone()),
             driver: Some(task.driver.name().to_owned()),
             user: Some(task.user.clone().unwrap_or_default()),
-            config: Some(fields),
+            config: Some(super::config::of_driver(&task.driver)),
             env: Some(task.env.clone()),
             constraints: each(&task.constraints),
             resources: Some((&task.resources).into()),
@@ -313,6 +309,7 @@ impl From<&model::Network> for NetworkResource {
         let mode = match network.mode {
             model::NetworkMode::Host => "host",
             model::NetworkMode::Bridge => "bridge",
+            model::NetworkMode::None => "none",
         };
         let (reserved, dynamic): (Vec<_>, Vec<_>) = network.ports.iter().partition(|port| port.static_port.is_some());
         Self {
@@ -370,8 +367,11 @@ impl From<&model::Service> for Service {
 impl From<&model::Check> for ServiceCheck {
     fn from(check: &model::Check) -> Self {
         let (kind, method, path) = match &check.kind {
-            CheckKind::Http { method, path } => ("http", method.as_str(), path.as_str()),
+            CheckKind::Http { method, path, .. } => ("http", method.as_str(), path.as_str()),
             CheckKind::Tcp => ("tcp", "", ""),
+            CheckKind::Grpc { .. } => ("grpc", "", ""),
+            CheckKind::Script { .. } => ("script", "", ""),
+            CheckKind::Ttl => ("ttl", "", ""),
         };
         Self {
             name: Some(check.name.clone()),

@@ -4,6 +4,7 @@
 //! ([`JobProblem::NotBuilt`]) unless it holds what it would have by default. Keys that Nomad does not know either are
 //! ignored, as Nomad's own decoder ignores them: clients of other versions send them.
 
+mod config;
 mod diff;
 mod job;
 mod read_job;

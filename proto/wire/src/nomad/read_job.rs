@@ -2,9 +2,8 @@
 
 use super::job::*;
 use model::{
-    CheckKind, Constraint as ModelConstraint, ExecConfig, HealthCheck, Job as ModelJob, JobId, JobKind, NetworkMode,
-    Operator, PortRequest, RestartMode, Task as ModelTask, TaskDriver, TaskGroup as ModelGroup, Timestamp, UpdateOrder,
-    UpdatePolicy, rules,
+    CheckKind, Constraint as ModelConstraint, ExecConfig, HealthCheck, Job as ModelJob, JobKind, NetworkMode, Operator,
+    PortRequest, RestartMode, Task as ModelTask, TaskDriver, TaskGroup as ModelGroup, UpdateOrder, UpdatePolicy, rules,
 };
 use serde_json::{Value, json};
 use std::fmt;
@@ -248,7 +247,6 @@ impl Reader {
         self.rule("Job.TaskGroups", rules::alloc_total(&groups));
         ModelJob {
             name: job.name.filter(|name| !name.is_empty()).unwrap_or_else(|| id.clone()),
-            id: JobId(id),
             namespace: self.only(job.namespace, "default", "Job.Namespace"),
             region: self.only(job.region, "global", "Job.Region"),
             kind,
@@ -264,10 +262,8 @@ impl Reader {
             constraints: self.constraints(job.constraints, "Job.Constraints"),
             meta: job.meta.unwrap_or_default(),
             groups,
-            version: 0,
             stopped: job.stop.unwrap_or(false),
-            stable: false,
-            submitted_at: Timestamp::NEVER,
+            ..ModelJob::named(&id)
         }
     }
 
@@ -330,7 +326,8 @@ impl Reader {
             update: self.update(group.update, of_job, &format!("{path}.Update")),
             migrate_max_parallel: self.migrate(group.migrate, of_job, &format!("{path}.Migrate")),
             network,
-            name,
+            reschedule: model::ReschedulePolicy::default_of(of_job.kind),
+            ..ModelGroup::named(&name)
         }
     }
 
@@ -455,7 +452,7 @@ impl Reader {
         let read = |(port, reserved)| self.port(port, reserved, &path);
         let ports: Vec<PortRequest> = reserved.chain(dynamic).map(read).collect();
         self.unique(&path, ports.iter().map(|port| port.label.as_str()));
-        Some(model::Network { mode, ports })
+        Some(model::Network::of(mode, ports))
     }
 
     fn port(&mut self, port: Port, reserved: bool, path: &str) -> PortRequest {
@@ -525,8 +522,8 @@ impl Reader {
             }
         });
         let kill_timeout = task.kill_timeout.filter(|nanos| *nanos != 0);
+        let driver = self.driver(&task, path);
         ModelTask {
-            driver: self.driver(&task, path),
             user: task.user.filter(|user| !user.is_empty()),
             env: task.env.unwrap_or_default(),
             constraints: self.constraints(task.constraints, &format!("{path}.Constraints")),
@@ -536,7 +533,7 @@ impl Reader {
             services: self.services(task.services, scope, Some(&name), path),
             logs: self.logs(task.log_config, path),
             meta: task.meta.unwrap_or_default(),
-            name,
+            ..ModelTask::named(&name, driver)
         }
     }
 
@@ -560,7 +557,7 @@ impl Reader {
             });
             self.problems.extend(others.map(|(name, _)| JobProblem::NotBuilt { path: format!("{path}.{name}") }));
         }
-        let config = ExecConfig { command, args };
+        let config = ExecConfig { command, args, ..ExecConfig::default() };
         if driver == "raw_exec" { TaskDriver::RawExec(config) } else { TaskDriver::Exec(config) }
     }
 
@@ -581,6 +578,7 @@ impl Reader {
         model::Resources {
             cpu_mhz: self.number(resources.cpu, default.cpu_mhz, 1, i64::MAX, &format!("{path}.CPU")),
             memory_mb: self.number(resources.memory_mb, default.memory_mb, 10, i64::MAX, &format!("{path}.MemoryMB")),
+            ..default
         }
     }
 
@@ -631,7 +629,7 @@ impl Reader {
         let read = |(at, check)| self.check(check, scope, (&name, has_port), &format!("{path}.Checks[{at}]"));
         let checks: Vec<_> = service.checks.unwrap_or_default().into_iter().enumerate().map(read).collect();
         self.unique(&format!("{path}.Checks"), checks.iter().map(|check| check.name.as_str()));
-        model::Service { name, tags, port_label, checks, meta }
+        model::Service { tags, checks, meta, ..model::Service::named(&name, port_label.as_deref()) }
     }
 
     fn label(&mut self, label: Option<String>, scope: &Scope<'_>, path: &str) -> Option<String> {
@@ -655,6 +653,9 @@ impl Reader {
             "http" => CheckKind::Http {
                 method: or_default(check.method, "GET"),
                 path: self.text(check.path, &format!("{path}.Path")),
+                headers: Default::default(),
+                body: String::new(),
+                tls: None,
             },
             "" => {
                 self.problems.push(JobProblem::Missing { path: format!("{path}.Type") });
@@ -670,13 +671,10 @@ impl Reader {
             self.problems.push(JobProblem::Missing { path: format!("{path}.PortLabel") });
         }
         let default = || format!("service: {service:?} check");
-        model::Check {
-            name: check.name.filter(|name| !name.is_empty()).unwrap_or_else(default),
-            kind,
-            interval: self.check_time(check.interval, &format!("{path}.Interval")),
-            timeout: self.check_time(check.timeout, &format!("{path}.Timeout")),
-            port_label,
-        }
+        let name = check.name.filter(|name| !name.is_empty()).unwrap_or_else(default);
+        let interval = self.check_time(check.interval, &format!("{path}.Interval"));
+        let timeout = self.check_time(check.timeout, &format!("{path}.Timeout"));
+        model::Check { port_label, ..model::Check::named(&name, kind, interval, timeout) }
     }
 
     fn check_time(&mut self, value: Option<i64>, path: &str) -> Duration {

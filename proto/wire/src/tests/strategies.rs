@@ -49,7 +49,10 @@ fn address() -> impl Strategy<Value = SocketAddr> {
 }
 
 fn operator() -> impl Strategy<Value = Operator> {
-    prop::sample::select(Operator::ALL.map(|(operator, _)| operator).to_vec())
+    let operators = Operator::ALL.map(|(operator, _)| operator);
+    prop::sample::select(
+        operators.into_iter().filter(|operator| *operator != Operator::DistinctProperty).collect::<Vec<_>>(),
+    )
 }
 
 fn constraint() -> impl Strategy<Value = Constraint> {
@@ -64,14 +67,10 @@ fn constraint() -> impl Strategy<Value = Constraint> {
 }
 
 fn check() -> impl Strategy<Value = Check> {
-    let http = (word(), word()).prop_map(|(method, path)| CheckKind::Http { method, path: format!("/{path}") });
+    let http = word().prop_map(|path| CheckKind::http(&format!("/{path}")));
     let kind = prop_oneof![Just(CheckKind::Tcp), http];
-    (word(), kind, 1..1_000_000u64, 1..1_000_000u64).prop_map(|(name, kind, interval, timeout)| Check {
-        name,
-        kind,
-        interval: Duration::from_secs(interval),
-        timeout: Duration::from_secs(timeout),
-        port_label: None,
+    (word(), kind, 1..1_000_000u64, 1..1_000_000u64).prop_map(|(name, kind, interval, timeout)| {
+        Check::named(&name, kind, Duration::from_secs(interval), Duration::from_secs(timeout))
     })
 }
 
@@ -79,42 +78,40 @@ fn check() -> impl Strategy<Value = Check> {
 fn service() -> impl Strategy<Value = Service> {
     (word(), vec("[a-z:= ]{0,6}", 0..3), option::of(check()), btree_map(word(), word(), 0..2)).prop_map(
         |(name, tags, check, meta)| Service {
-            name,
             tags,
-            port_label: Some("http".to_owned()),
             checks: check.into_iter().collect(),
             meta,
+            ..Service::named(&name, Some("http"))
         },
     )
 }
 
 fn network() -> impl Strategy<Value = Network> {
     let mode = prop_oneof![Just(NetworkMode::Host), Just(NetworkMode::Bridge)];
-    (mode, option::of(1..=u16::MAX), option::of(1..=u16::MAX)).prop_map(|(mode, static_port, to)| Network {
-        mode,
-        ports: vec![PortRequest { label: "http".to_owned(), static_port, to }],
+    (mode, option::of(1..=u16::MAX), option::of(1..=u16::MAX)).prop_map(|(mode, static_port, to)| {
+        Network::of(mode, vec![PortRequest { label: "http".to_owned(), static_port, to }])
     })
 }
 
 fn task() -> impl Strategy<Value = Task> {
-    let config = (word(), vec(text(), 0..3)).prop_map(|(command, args)| ExecConfig { command, args });
+    let config =
+        (word(), vec(text(), 0..3)).prop_map(|(command, args)| ExecConfig { command, args, ..ExecConfig::default() });
     let driver = (any::<bool>(), config)
         .prop_map(|(raw, config)| if raw { TaskDriver::RawExec(config) } else { TaskDriver::Exec(config) });
     let first = (driver, option::of(word()), texts(), vec(constraint(), 0..2), texts());
     let second = (1..1u64 << 40, 10..1u64 << 40, 1..1u64 << 30, any::<bool>(), vec(service(), 0..2), 1..1000u32);
     (first, second).prop_map(|((driver, user, env, constraints, meta), (cpu, memory, kill, signal, services, logs))| {
         Task {
-            name: "task".to_owned(),
-            driver,
             user,
             env,
             constraints,
-            resources: Resources { cpu_mhz: cpu, memory_mb: memory },
+            resources: Resources { cpu_mhz: cpu, memory_mb: memory, ..Resources::default() },
             kill_timeout: Duration::from_millis(kill),
             kill_signal: signal.then(|| "SIGTERM".to_owned()),
             services,
             logs: LogConfig { files_max: logs, file_size_mb_max: logs + 1 },
             meta,
+            ..Task::named("task", driver)
         }
     })
 }
@@ -126,7 +123,6 @@ fn group() -> impl Strategy<Value = TaskGroup> {
     });
     (0..50_000u32, vec(constraint(), 0..2), restart, network(), vec(service(), 0..2), task(), texts(), 10..1u64 << 40)
         .prop_map(|(count, constraints, restart, network, services, task, meta, disk_mb)| TaskGroup {
-            name: "group".to_owned(),
             count,
             constraints,
             restart,
@@ -137,6 +133,7 @@ fn group() -> impl Strategy<Value = TaskGroup> {
             disk_mb,
             update: count.is_multiple_of(2).then(|| policy(count)),
             migrate_max_parallel: 1 + count % 3,
+            ..TaskGroup::named("group")
         })
 }
 
@@ -145,14 +142,7 @@ pub(super) fn valid_job() -> impl Strategy<Value = Job> {
     (word(), 1..=100u8, vec(constraint(), 0..2), texts(), group(), any::<(u64, bool)>(), time()).prop_map(
         |(id, priority, constraints, meta, group, (version, stopped), submitted_at)| {
             let mut job = Job {
-                id: JobId(id.clone()),
-                name: id,
-                namespace: "default".to_owned(),
-                region: "global".to_owned(),
-                kind: JobKind::Service,
                 priority,
-                datacenters: vec!["*".to_owned()],
-                node_pool: "default".to_owned(),
                 constraints,
                 meta,
                 groups: vec![group],
@@ -160,6 +150,7 @@ pub(super) fn valid_job() -> impl Strategy<Value = Job> {
                 stopped,
                 stable: version.is_multiple_of(2),
                 submitted_at,
+                ..Job::named(&id)
             };
             for constraint in &mut job.constraints {
                 constraint.value.push('x');
@@ -678,66 +669,39 @@ fn pair(key: &str, value: &str) -> BTreeMap<String, String> {
 pub(super) fn fixed_job() -> Job {
     let constraint =
         Constraint { attribute: "${attr.cpu.arch}".to_owned(), operator: Operator::Equal, value: "amd64".to_owned() };
-    let http = CheckKind::Http { method: "GET".to_owned(), path: "/".to_owned() };
-    let check = |name: &str, kind| Check {
-        name: name.to_owned(),
-        kind,
-        interval: Duration::from_secs(2),
-        timeout: Duration::from_millis(1500),
-        port_label: None,
-    };
+    let http = CheckKind::http("/");
+    let check = |name: &str, kind| Check::named(name, kind, Duration::from_secs(2), Duration::from_millis(1500));
     let service = Service {
-        name: "web".to_owned(),
         tags: vec!["urlprefix-:80 proto=tcp".to_owned()],
-        port_label: Some("http".to_owned()),
         checks: vec![check("http", http), check("tcp", CheckKind::Tcp)],
         meta: pair("vip_port", "80"),
+        ..Service::named("web", Some("http"))
     };
+    let args = vec!["httpd".to_owned()];
+    let config = ExecConfig { command: "/bin/busybox".to_owned(), args, ..ExecConfig::default() };
     let task = Task {
-        name: "httpd".to_owned(),
-        driver: TaskDriver::Exec(ExecConfig { command: "/bin/busybox".to_owned(), args: vec!["httpd".to_owned()] }),
         user: Some("nobody".to_owned()),
         env: pair("A", "B"),
         constraints: vec![constraint.clone()],
-        resources: Resources { cpu_mhz: 50, memory_mb: 32 },
-        kill_timeout: Duration::from_secs(5),
+        resources: Resources { cpu_mhz: 50, memory_mb: 32, ..Resources::default() },
         kill_signal: Some("SIGTERM".to_owned()),
-        services: Vec::new(),
-        logs: LogConfig::default(),
-        meta: BTreeMap::new(),
+        ..Task::named("httpd", TaskDriver::Exec(config))
     };
+    let port = PortRequest { label: "http".to_owned(), static_port: None, to: Some(80) };
     let group = TaskGroup {
-        name: "web".to_owned(),
         count: 2,
-        constraints: Vec::new(),
-        restart: RestartPolicy::SERVICE,
-        network: Some(Network {
-            mode: NetworkMode::Bridge,
-            ports: vec![PortRequest { label: "http".to_owned(), static_port: None, to: Some(80) }],
-        }),
+        network: Some(Network::of(NetworkMode::Bridge, vec![port])),
         services: vec![service],
         tasks: vec![task],
-        meta: BTreeMap::new(),
-        disk_mb: 300,
-        update: None,
-        migrate_max_parallel: 1,
+        ..TaskGroup::named("web")
     };
     Job {
-        id: JobId("web".to_owned()),
-        name: "web".to_owned(),
-        namespace: "default".to_owned(),
-        region: "global".to_owned(),
-        kind: JobKind::Service,
-        priority: 50,
-        datacenters: vec!["*".to_owned()],
-        node_pool: "default".to_owned(),
         constraints: vec![constraint],
         meta: pair("team", "mesh"),
         groups: vec![group],
         version: 3,
-        stopped: false,
-        stable: false,
         submitted_at: Timestamp::from_secs(1_000_000_000),
+        ..Job::named("web")
     }
 }
 
