@@ -18,6 +18,7 @@ impl Catalog {
             None => Node { blocks: vec![self.free_block()?], created_at_index: at.index, drain: None, ..asked.clone() },
         };
         node.status = NodeStatus::Ready;
+        self.set_node_reason(asked.id, "");
         let was_ready = known.as_ref().is_some_and(|known| known.status == NodeStatus::Ready);
         node.status_changed_at = match &known {
             Some(known) if was_ready => known.status_changed_at,
@@ -34,15 +35,18 @@ impl Catalog {
         id: NodeId,
         epoch: Epoch,
         status: NodeStatus,
+        reason: &str,
     ) -> Result<(), Refusal> {
         let known = self.current_node(id, epoch)?.clone();
-        if known.status == status {
+        if known.status == status && self.node_reason(id) == reason {
             return Ok(());
         }
+        self.set_node_reason(id, reason);
         if known.status == NodeStatus::Down {
             self.check_node_place(&known)?;
         }
-        self.put_node(at, Node { status, status_changed_at: at.time, ..Node::clone(&known) });
+        let status_changed_at = if known.status == status { known.status_changed_at } else { at.time };
+        self.put_node(at, Node { status, status_changed_at, ..Node::clone(&known) });
         if status == NodeStatus::Ready {
             self.unblock_evals(at);
         }
@@ -69,6 +73,19 @@ impl Catalog {
         let eligibility = if drain.is_some() { Eligibility::Ineligible } else { eligibility };
         self.change_node(at, Node { drain, eligibility, ..Node::clone(&known) });
         Ok(())
+    }
+
+    /// Why the node has its status; empty when there is nothing to say.
+    pub fn node_reason(&self, id: NodeId) -> &str {
+        self.node_reasons.get(&id).map_or("", String::as_str)
+    }
+
+    fn set_node_reason(&mut self, id: NodeId, reason: &str) {
+        if reason.is_empty() {
+            self.node_reasons.remove(&id);
+        } else {
+            self.node_reasons.insert(id, reason.to_owned());
+        }
     }
 
     fn change_node(&mut self, at: At, node: Node) {

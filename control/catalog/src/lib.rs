@@ -20,6 +20,7 @@ mod plans;
 mod restore;
 mod services;
 mod snapshot;
+mod store;
 #[cfg(test)]
 mod tests;
 
@@ -27,8 +28,9 @@ pub use changes::{Change, Row};
 
 use imbl::{OrdMap, OrdSet};
 use model::{
-    AllocId, Allocation, Applied, Authority, Command, Deployment, DeploymentId, Envelope, EvalId, Evaluation, Founding,
-    Index, Instance, Job, JobId, JobRecord, JoinToken, Node, NodeId, Refusal, ServerId, ServerRecord, Table, Timestamp,
+    AllocId, Allocation, Applied, Authority, Autopilot, Command, Deployment, DeploymentId, Envelope, EvalId,
+    Evaluation, Founding, Index, Instance, Job, JobId, JobRecord, JoinToken, KvEntry, Node, NodeId, Refusal, ServerId,
+    ServerRecord, Table, Timestamp, Variable,
 };
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -47,6 +49,12 @@ pub struct Catalog {
     evals: OrdMap<EvalId, Arc<Evaluation>>,
     deployments: OrdMap<DeploymentId, Arc<Deployment>>,
     vips: OrdMap<String, IpAddr>,
+    kv: OrdMap<String, Arc<KvEntry>>,
+    kv_deleted: Index,
+    /// By namespace and path.
+    variables: OrdMap<(String, String), Arc<Variable>>,
+    autopilot: Autopilot,
+    node_reasons: OrdMap<NodeId, String>,
     tables: OrdMap<Table, Index>,
     routing_modified: Index,
     /// Not part of the image: it says what this process's readers have to read again.
@@ -92,6 +100,11 @@ impl Default for Catalog {
             evals: OrdMap::new(),
             deployments: OrdMap::new(),
             vips: OrdMap::new(),
+            kv: OrdMap::new(),
+            kv_deleted: Index::default(),
+            variables: OrdMap::new(),
+            autopilot: Autopilot::default(),
+            node_reasons: OrdMap::new(),
             tables: OrdMap::new(),
             routing_modified: Index::default(),
             restored_at: Index::default(),
@@ -137,9 +150,16 @@ impl Catalog {
             Command::SetFeatureLevel { level } => self.set_feature_level(at, *level)?,
             Command::RegisterNode(node) => self.register_node(at, node)?,
             Command::SetNodeStatus { node_id, epoch, status, evals } => {
-                self.set_node_status(at, *node_id, *epoch, *status)?;
+                self.set_node_status(at, *node_id, *epoch, *status, "")?;
                 self.upsert_evals(at, evals);
             }
+            Command::JudgeNode { node_id, epoch, status, reason, evals } => {
+                self.set_node_status(at, *node_id, *epoch, *status, reason)?;
+                self.upsert_evals(at, evals);
+            }
+            Command::ChangeKv(change) => self.change_kv(at, change)?,
+            Command::ChangeVariable(change) => self.change_variable(at, change)?,
+            Command::SetAutopilot { autopilot, cas } => self.set_autopilot(at, autopilot, *cas)?,
             Command::RegisterJob { job, eval, enforce_index } => {
                 self.check_job_index(&job.id, *enforce_index)?;
                 self.register_job(at, job, eval)?;

@@ -23,6 +23,8 @@ impl Catalog {
         restored.founding = Some(founding);
         restored.servers = self.servers.clone();
         restored.tokens = self.tokens.clone();
+        restored.kv_deleted = at.index;
+        restored.node_reasons = self.node_reasons.clone();
         Table::ALL.into_iter().for_each(|table| restored.touch(table, at));
         restored.upsert_evals(at, evals);
         *self = restored;
@@ -86,6 +88,15 @@ fn as_of(at: At, mut image: CatalogImage, nodes: &BTreeSet<NodeId>) -> CatalogIm
         deployment.created_at_index = past(deployment.created_at_index);
         deployment.modified_at_index = at.index;
     }
+    for entry in &mut image.kv {
+        entry.created_at_index = past(entry.created_at_index);
+        entry.modified_at_index = at.index;
+    }
+    for variable in &mut image.variables {
+        variable.created_at_index = past(variable.created_at_index);
+        variable.modified_at_index = at.index;
+    }
+    image.autopilot.modified_at_index = at.index;
     image.instances_modified.iter_mut().for_each(|(_, index)| *index = at.index);
     image
 }

@@ -7,8 +7,7 @@ use crate::{At, Catalog};
 use ipnet::IpNet;
 use model::{
     AllocId, Allocation, ClientStatus, DesiredStatus, Generation, Index, Instance, InstanceNetwork, Job, NetworkMode,
-    Node, NodeId, NodeStatus, Refusal, RoutedNode, RoutedService, RoutingSnapshot, Service, Table, TaskGroup,
-    TaskPhase,
+    Node, NodeId, Refusal, RoutedNode, RoutedService, RoutingSnapshot, Service, Table, TaskGroup, TaskPhase,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -170,7 +169,7 @@ fn same_instances(before: &[Instance], after: &[Instance]) -> bool {
 
 fn instances_of(alloc: &Arc<Allocation>, node: &Node, modified: Index) -> Vec<Instance> {
     let Some(group) = alloc.task_group() else { return Vec::new() };
-    if node.status == NodeStatus::Down || alloc.client != ClientStatus::Running {
+    if !node.status.is_reachable() || alloc.client != ClientStatus::Running {
         return Vec::new();
     }
     let of_group = group.services.iter().filter(|_| group.tasks.iter().all(|task| is_running(alloc, &task.name)));

@@ -1,7 +1,7 @@
 //! The catalog as an image of plain values, and back.
 
 use crate::{Catalog, StoredJob};
-use model::{Allocation, CatalogImage, Deployment, Evaluation, Job, JobId, JobRecord, Node};
+use model::{Allocation, CatalogImage, Deployment, Evaluation, Job, JobId, JobRecord, KvEntry, Node, Variable};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -23,6 +23,11 @@ impl Catalog {
             tables: self.tables.iter().map(|(table, index)| (*table, *index)).collect(),
             instances_modified: self.instances_modified.iter().map(|(id, index)| (*id, *index)).collect(),
             routing_modified: self.routing_modified,
+            kv: self.kv.values().map(|entry| KvEntry::clone(entry)).collect(),
+            kv_deleted: self.kv_deleted,
+            variables: self.variables.values().map(|variable| Variable::clone(variable)).collect(),
+            autopilot: self.autopilot.clone(),
+            node_reasons: self.node_reasons.iter().map(|(id, reason)| (*id, reason.clone())).collect(),
         }
     }
 
@@ -38,6 +43,11 @@ impl Catalog {
             vips: image.vips.into_iter().collect(),
             tables: image.tables.into_iter().collect(),
             routing_modified: image.routing_modified,
+            kv: image.kv.into_iter().map(|entry| (entry.key.clone(), Arc::new(entry))).collect(),
+            kv_deleted: image.kv_deleted,
+            variables: image.variables.into_iter().map(crate::store::keyed).collect(),
+            autopilot: image.autopilot,
+            node_reasons: image.node_reasons.into_iter().collect(),
             ..Catalog::default()
         };
         // A record without versions names no job; nothing could refer to it.

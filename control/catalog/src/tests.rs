@@ -2,6 +2,7 @@
 
 mod fixtures;
 mod properties;
+mod store;
 
 use crate::Catalog;
 use fixtures::*;

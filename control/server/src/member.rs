@@ -10,7 +10,7 @@ use crate::sessions::Sessions;
 use catalog::Catalog;
 use consensus::{Raft, Role as RaftRole, Status};
 use identity::{CertificateAuthority, LiveCredentials, SealKey};
-use model::{Applied, Command, Envelope, Index, Refusal, ServerId, Table};
+use model::{Applied, Command, Envelope, Index, KvChange, Refusal, ServerId, Table, VariableChange};
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -89,7 +89,7 @@ enum Missed {
 impl Member {
     /// Puts a command into the log, by way of the leader, and waits for what applying it answered.
     pub async fn propose(&self, command: Command) -> Result<Applied, ProposeError> {
-        let envelope = Envelope { proposed_at: clock::now(), feature_level: FEATURE_LEVEL_OF_COMMANDS, command };
+        let envelope = Envelope { proposed_at: clock::now(), feature_level: command.feature_level(), command };
         self.check_feature_level(envelope.feature_level)?;
         let bytes = wire::command::encode(&envelope);
         check_size(&envelope.command, bytes.len())?;
@@ -227,9 +227,6 @@ impl ProposeError {
     }
 }
 
-/// The level of every command that this build proposes.
-const FEATURE_LEVEL_OF_COMMANDS: u32 = 1;
-
 /// A snapshot is as large as the state; everything else would hold up the commands behind it.
 const COMMAND_BYTES_MAX: usize = 2 << 20;
 
@@ -309,10 +306,16 @@ fn is_repeatable(command: &Command) -> bool {
         | Command::UpsertEvals(_)
         | Command::UpdateAllocs { .. }
         | Command::SetNodeStatus { .. }
+        | Command::JudgeNode { .. }
         | Command::SetNodeEligibility { .. }
         | Command::SetNodeDrain { .. }
         | Command::UpdateDeployment { .. }
         | Command::SetFeatureLevel { .. } => true,
+        // Without `cas`, the same change twice is the same as once.
+        Command::ChangeKv(KvChange::Set { cas, .. } | KvChange::Delete { cas, .. })
+        | Command::ChangeVariable(VariableChange::Set { cas, .. } | VariableChange::Delete { cas, .. })
+        | Command::SetAutopilot { cas, .. } => cas.is_none(),
+        Command::ChangeKv(KvChange::DeletePrefix { .. }) => true,
         Command::Bootstrap { .. } | Command::UseToken { .. } | Command::ApplyPlan { .. } => false,
     }
 }

@@ -221,7 +221,7 @@ impl Session {
             return Err("this server leads no more".to_owned());
         }
         match AgentMessage::try_from(message).map_err(|error| error.to_string())? {
-            AgentMessage::Heartbeat => Ok(()),
+            AgentMessage::Heartbeat | AgentMessage::Probes { .. } => Ok(()),
             AgentMessage::Hello(_) => Err("a second hello".to_owned()),
             AgentMessage::Allocs(updates) => self.report(member, updates).await,
             AgentMessage::LogChunk { request_id, data, eof, error } => {

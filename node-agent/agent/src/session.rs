@@ -9,7 +9,7 @@ use crate::enrol::Enrolment;
 use crate::entropy::Jitter;
 use crate::logs::LogReader;
 use crate::store::Store;
-use model::{AllocId, AllocUpdate, Epoch, Generation, Node, RoutingSnapshot};
+use model::{AllocId, AllocUpdate, Allocation, Epoch, Generation, Node, RoutingDelta, RoutingSnapshot};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -186,10 +186,11 @@ impl Session {
         let mut heartbeats = interval_at(Instant::now() + heartbeat, heartbeat);
         let mut may_report = Instant::now();
         let mut logs = self.logs.for_session(speaker.outbound.clone());
+        let mut held = Held::default();
         loop {
             let step = tokio::select! {
                 message = receive(&mut inbound) => match message {
-                    Ok(message) => self.on_message(message, routing, &mut logs).await,
+                    Ok(message) => self.on_message(message, &mut held, routing, &mut logs).await,
                     Err(reason) => Err(reason),
                 },
                 _ = heartbeats.tick() => speaker.send(AgentMessage::Heartbeat).await,
@@ -210,12 +211,21 @@ impl Session {
     async fn on_message(
         &self,
         message: ServerMessage,
+        held: &mut Held,
         routing: &mut Newest,
         logs: &mut crate::logs::SessionLogs,
     ) -> Result<(), String> {
         match message {
-            ServerMessage::Allocations { generation, allocs } => self.allocs.push(generation, allocs).await,
+            ServerMessage::Allocations { generation, allocs } => {
+                held.replace(generation, allocs);
+                self.allocs.push(generation, held.to_vec()).await;
+            }
+            ServerMessage::AllocationsDelta { base, generation, allocs, gone } => {
+                held.follow(base, generation, allocs, &gone)?;
+                self.allocs.push(generation, held.to_vec()).await;
+            }
             ServerMessage::Routing(snapshot) => routing.offer(snapshot),
+            ServerMessage::RoutingDelta(delta) => routing.follow(delta)?,
             ServerMessage::ReadLogs { request_id, alloc_id, task, kind, offset, limit, follow } => {
                 logs.open(request_id, wire::session::LogRange { alloc_id, task, kind, offset, limit, follow });
             }
@@ -283,7 +293,53 @@ struct Newest {
     to: watch::Sender<Option<RoutingSnapshot>>,
 }
 
+/// The allocations that this session's server has told of: what deltas build on.
+#[derive(Debug, Default)]
+struct Held {
+    generation: Generation,
+    allocs: BTreeMap<AllocId, Allocation>,
+}
+
+impl Held {
+    fn replace(&mut self, generation: Generation, allocs: Vec<Allocation>) {
+        self.generation = generation;
+        self.allocs = allocs.into_iter().map(|alloc| (alloc.id, alloc)).collect();
+    }
+
+    /// A delta of another state ends the session: the next one begins with the whole.
+    fn follow(
+        &mut self,
+        base: Generation,
+        generation: Generation,
+        allocs: Vec<Allocation>,
+        gone: &[AllocId],
+    ) -> Result<(), String> {
+        if base != self.generation {
+            return Err(format!("it sent a change of allocations {base}, this node holds {}", self.generation));
+        }
+        gone.iter().for_each(|id| drop(self.allocs.remove(id)));
+        self.allocs.extend(allocs.into_iter().map(|alloc| (alloc.id, alloc)));
+        self.generation = generation;
+        Ok(())
+    }
+
+    fn to_vec(&self) -> Vec<Allocation> {
+        self.allocs.values().cloned().collect()
+    }
+}
+
 impl Newest {
+    /// As [`Held::follow`]. Older states are refused, as by [`Newest::offer`].
+    fn follow(&mut self, delta: RoutingDelta) -> Result<(), String> {
+        let held = self.to.borrow().clone();
+        let mut next = held.filter(|held| held.generation == delta.base).ok_or_else(|| {
+            format!("it sent a change of routing {}, this node holds {}", delta.base, self.generation)
+        })?;
+        next.follow(delta);
+        self.offer(next);
+        Ok(())
+    }
+
     fn offer(&mut self, snapshot: RoutingSnapshot) {
         if snapshot.generation < self.generation {
             tracing::warn!(held = %self.generation, refused = %snapshot.generation, "refused an older routing state");

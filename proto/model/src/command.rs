@@ -11,6 +11,7 @@ use crate::ids::{Epoch, Index, JobId, NodeId, ServerId};
 use crate::image::CatalogImage;
 use crate::job::Job;
 use crate::node::{Drain, Eligibility, Node, NodeStatus};
+use crate::store::{Autopilot, KvChange, VariableChange};
 use crate::time::Timestamp;
 use ipnet::IpNet;
 use std::net::SocketAddr;
@@ -103,6 +104,36 @@ pub enum Command {
         update: DeploymentUpdate,
         eval: Evaluation,
     },
+    /// As `SetNodeStatus`, with the reason in words; since level 2.
+    JudgeNode {
+        node_id: NodeId,
+        epoch: Epoch,
+        status: NodeStatus,
+        reason: String,
+        evals: Vec<Evaluation>,
+    },
+    /// Since level 2.
+    ChangeKv(KvChange),
+    /// Since level 2.
+    ChangeVariable(VariableChange),
+    /// Since level 2. `cas` refuses unless the settings changed last at this index.
+    SetAutopilot {
+        autopilot: Autopilot,
+        cas: Option<Index>,
+    },
+}
+
+impl Command {
+    /// The lowest level of a cluster in which every server understands this command.
+    pub fn feature_level(&self) -> u32 {
+        match self {
+            Command::JudgeNode { .. }
+            | Command::ChangeKv(_)
+            | Command::ChangeVariable(_)
+            | Command::SetAutopilot { .. } => 2,
+            _ => 1,
+        }
+    }
 }
 
 /// The cluster's certificate authority. The key is sealed under the servers' seal key and never leaves Raft in the clear.

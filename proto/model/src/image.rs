@@ -4,9 +4,10 @@ use crate::alloc::Allocation;
 use crate::command::{Authority, JoinToken, ServerRecord};
 use crate::deployment::Deployment;
 use crate::eval::Evaluation;
-use crate::ids::{AllocId, Index};
+use crate::ids::{AllocId, Index, NodeId};
 use crate::job::Job;
 use crate::node::Node;
+use crate::store::{Autopilot, KvEntry, Variable};
 use ipnet::IpNet;
 use std::net::IpAddr;
 
@@ -33,6 +34,13 @@ pub struct CatalogImage {
     pub instances_modified: Vec<(AllocId, Index)>,
     /// When nodes or services changed last as routing sees them.
     pub routing_modified: Index,
+    pub kv: Vec<KvEntry>,
+    /// When a key was deleted last.
+    pub kv_deleted: Index,
+    pub variables: Vec<Variable>,
+    pub autopilot: Autopilot,
+    /// Why a node has the status that it has, where there is something to say.
+    pub node_reasons: Vec<(NodeId, String)>,
 }
 
 /// What the first command settles for good.
@@ -67,6 +75,8 @@ pub enum Table {
     Evals,
     Services,
     Deployments,
+    Kv,
+    Variables,
 }
 
 impl JobRecord {
@@ -74,7 +84,7 @@ impl JobRecord {
 }
 
 impl Table {
-    pub const ALL: [Table; 9] = [
+    pub const ALL: [Table; 11] = [
         Table::Cluster,
         Table::Servers,
         Table::Tokens,
@@ -84,6 +94,8 @@ impl Table {
         Table::Evals,
         Table::Services,
         Table::Deployments,
+        Table::Kv,
+        Table::Variables,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -97,6 +109,8 @@ impl Table {
             Table::Evals => "evals",
             Table::Services => "services",
             Table::Deployments => "deployments",
+            Table::Kv => "kv",
+            Table::Variables => "variables",
         }
     }
 }

@@ -21,6 +21,7 @@ pub mod routing;
 pub mod rules;
 pub mod schedule;
 pub mod service;
+pub mod store;
 pub mod time;
 pub mod version;
 
@@ -48,13 +49,14 @@ pub use policy::{
     DelayFunction, DisconnectPolicy, HealthCheck, Reconcile, ReschedulePolicy, RestartMode, RestartPolicy, UpdateOrder,
     UpdatePolicy,
 };
-pub use routing::{RoutedNode, RoutedService, RoutingSnapshot};
+pub use routing::{RoutedNode, RoutedService, RoutingDelta, RoutingSnapshot};
 pub use schedule::{Parameterized, PayloadRule, Periodic};
 pub use service::{Check, CheckKind, CheckRestart, CheckTls, Instance, InstanceNetwork, OnUpdate, Service, Weights};
+pub use store::{Autopilot, KvChange, KvEntry, Variable, VariableChange};
 pub use time::Timestamp;
 
 /// The newest set of replicated commands this build understands; see [`command`].
-pub const FEATURE_LEVEL: u32 = 1;
+pub const FEATURE_LEVEL: u32 = 2;
 
 /// The version that hello messages and `Node.Version` carry.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -50,7 +50,8 @@ pub struct DriverStatus {
     pub description: String,
 }
 
-/// Alive, suspect or down, as the leader sees it: a suspect node keeps its flows and its allocations, a down one loses both.
+/// Alive, suspect, disconnected or down, as the leader sees it: a suspect node keeps its flows and its allocations, a
+/// disconnected one loses the flows, a down one both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeStatus {
     /// Joined, but its agent has not opened a session yet.
@@ -58,6 +59,8 @@ pub enum NodeStatus {
     Ready,
     /// The agent's stream is lost; the node may well forward and serve.
     Suspect,
+    /// Neither its agent nor its kernel program answers: its instances are in no map, its allocations wait for it.
+    Disconnected,
     /// Given up: its allocations are lost and replaced.
     Down,
 }
@@ -101,11 +104,17 @@ impl Eligibility {
 }
 
 impl NodeStatus {
+    /// Whether its peers can send it anything: its instances may be in their maps.
+    pub fn is_reachable(self) -> bool {
+        !matches!(self, NodeStatus::Disconnected | NodeStatus::Down)
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             NodeStatus::Initializing => "initializing",
             NodeStatus::Ready => "ready",
             NodeStatus::Suspect => "suspect",
+            NodeStatus::Disconnected => "disconnected",
             NodeStatus::Down => "down",
         }
     }

@@ -106,6 +106,17 @@ pub enum Refusal {
     NotPromotable {
         reason: String,
     },
+    /// A key, path or setting is not as the caller last saw it.
+    CasMismatch {
+        name: String,
+        expected: Index,
+        current: Index,
+    },
+    /// What cannot be kept under this name, and why.
+    StoreInvalid {
+        name: String,
+        reason: String,
+    },
     /// The evaluation is of another job than the command.
     EvalMismatch {
         id: EvalId,
@@ -200,6 +211,11 @@ impl fmt::Display for Refusal {
                 write!(f, "deployment {id} is {} and changes no more", status.as_str())
             }
             Refusal::NotPromotable { reason } => f.write_str(reason),
+            Refusal::CasMismatch { name, expected, current } => write!(
+                f,
+                "cas error: {name:?} changed last at index {current}, not at {expected}; read it again and decide anew"
+            ),
+            Refusal::StoreInvalid { name, reason } => write!(f, "{name:?} {reason}"),
             Refusal::EvalMismatch { id, job_id } => {
                 write!(f, "evaluation {id} is of job {:?}, not of this command's", job_id.0)
             }

@@ -92,6 +92,12 @@ impl ToPb<Pb> for Refusal {
             }
             Refusal::NodeDrains { id } => Pb::NodeDrains(to_uuid(id.0)),
             Refusal::NotPromotable { reason } => Pb::NotPromotable(reason.clone()),
+            Refusal::CasMismatch { name, expected, current } => {
+                Pb::CasMismatch(pb::CasMismatch { name: name.clone(), expected: expected.0, current: current.0 })
+            }
+            Refusal::StoreInvalid { name, reason } => {
+                Pb::StoreInvalid(pb::StoreInvalid { name: name.clone(), reason: reason.clone() })
+            }
             Refusal::EvalMismatch { id, job_id } => {
                 Pb::EvalMismatch(pb::EvalMismatch { id: to_uuid(id.0), job_id: job_id.0.clone() })
             }
@@ -144,6 +150,10 @@ impl ToModel<Refusal> for Pb {
             },
             Pb::NodeDrains(id) => Refusal::NodeDrains { id: uuid(&id, "node_drains")? },
             Pb::NotPromotable(reason) => Refusal::NotPromotable { reason },
+            Pb::CasMismatch(pb::CasMismatch { name, expected, current }) => {
+                Refusal::CasMismatch { name, expected: Index(expected), current: Index(current) }
+            }
+            Pb::StoreInvalid(pb::StoreInvalid { name, reason }) => Refusal::StoreInvalid { name, reason },
             Pb::EvalMismatch(mismatch) => {
                 Refusal::EvalMismatch { id: uuid(&mismatch.id, "eval_mismatch.id")?, job_id: JobId(mismatch.job_id) }
             }

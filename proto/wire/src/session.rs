@@ -8,6 +8,7 @@
 //!                    <-     Allocations, Routing (whole, newest wins), ReadLogs, CancelLogs
 //! ```
 
+use crate::convert::scalar::FromUuid;
 use crate::convert::{
     At, ConvertError, Result, ToModel, ToPb, all, enum_pairs, enumeration, from_alloc_set, list, optional, present,
     required, span, to_alloc_set, to_span, to_uuid, uuid,
@@ -15,7 +16,7 @@ use crate::convert::{
 use crate::pb;
 use crate::pb::agent_message::Message as PbAgent;
 use crate::pb::server_message::Message as PbServer;
-use model::{AllocId, AllocUpdate, Allocation, Generation, Node, RoutingSnapshot};
+use model::{AllocId, AllocUpdate, Allocation, Generation, Node, NodeId, RoutingDelta, RoutingSnapshot};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -30,6 +31,10 @@ pub enum AgentMessage {
         data: Vec<u8>,
         eof: bool,
         error: Option<String>,
+    },
+    /// The peers that this node probes and that do not answer. To servers of feature level 2 and above.
+    Probes {
+        unreachable: Vec<NodeId>,
     },
 }
 
@@ -73,6 +78,15 @@ pub enum ServerMessage {
     },
     CancelLogs {
         request_id: u64,
+    },
+    /// What became different since the state of generation `base`; to agents of feature level 2 and above.
+    RoutingDelta(RoutingDelta),
+    AllocationsDelta {
+        base: Generation,
+        generation: Generation,
+        /// New, or different from before.
+        allocs: Vec<Allocation>,
+        gone: Vec<AllocId>,
     },
 }
 
@@ -126,6 +140,9 @@ impl TryFrom<pb::AgentMessage> for AgentMessage {
             PbAgent::LogChunk(pb::SessionLogChunk { request_id, data, eof, error }) => {
                 AgentMessage::LogChunk { request_id, data, eof, error }
             }
+            PbAgent::Probes(report) => {
+                AgentMessage::Probes { unreachable: uuids(&report.unreachable, "probes.unreachable")? }
+            }
         })
     }
 }
@@ -134,6 +151,9 @@ fn to_agent_message(message: &AgentMessage) -> PbAgent {
     match message {
         AgentMessage::Hello(hello) => PbAgent::Hello(hello.to_pb()),
         AgentMessage::Heartbeat => PbAgent::Heartbeat(pb::Heartbeat {}),
+        AgentMessage::Probes { unreachable } => {
+            PbAgent::Probes(pb::ProbeReport { unreachable: unreachable.iter().map(|id| to_uuid(id.0)).collect() })
+        }
         AgentMessage::Allocs(updates) => PbAgent::Allocs(pb::AllocReport { updates: all(updates) }),
         AgentMessage::LogChunk { request_id, data, eof, error } => PbAgent::LogChunk(pb::SessionLogChunk {
             request_id: *request_id,
@@ -189,6 +209,8 @@ impl TryFrom<pb::ServerMessage> for ServerMessage {
             PbServer::Allocations(push) => from_push(push).at("allocations")?,
             PbServer::Routing(routing) => ServerMessage::Routing(routing.to_model().at("routing")?),
             PbServer::ReadLogs(read) => from_read_logs(read).at("read_logs")?,
+            PbServer::RoutingDelta(delta) => ServerMessage::RoutingDelta(delta.to_model().at("routing_delta")?),
+            PbServer::AllocationsDelta(delta) => from_delta(delta).at("allocations_delta")?,
             PbServer::CancelLogs(cancel) => ServerMessage::CancelLogs { request_id: cancel.request_id },
         })
     }
@@ -214,6 +236,15 @@ fn to_server_message(message: &ServerMessage) -> PbServer {
             let range = LogRange { alloc_id, task, kind, offset: *offset, limit: *limit, follow: *follow };
             PbServer::ReadLogs(pb::SessionReadLogs { request_id: *request_id, range: Some(range.to_pb()) })
         }
+        ServerMessage::RoutingDelta(delta) => PbServer::RoutingDelta(delta.to_pb()),
+        ServerMessage::AllocationsDelta { base, generation, allocs, gone } => {
+            PbServer::AllocationsDelta(pb::AllocationsDelta {
+                base: base.0,
+                generation: generation.0,
+                allocs: Some(to_alloc_set(allocs)),
+                gone: gone.iter().map(|id| to_uuid(id.0)).collect(),
+            })
+        }
         ServerMessage::CancelLogs { request_id } => PbServer::CancelLogs(pb::CancelLogs { request_id: *request_id }),
     }
 }
@@ -229,6 +260,19 @@ fn from_welcome(welcome: pb::Welcome) -> Result<ServerMessage> {
 fn from_push(push: pb::AllocationsPush) -> Result<ServerMessage> {
     let allocs = from_alloc_set(present(push.allocs, "allocs")?).at("allocs")?;
     Ok(ServerMessage::Allocations { generation: Generation(push.generation), allocs })
+}
+
+fn from_delta(delta: pb::AllocationsDelta) -> Result<ServerMessage> {
+    Ok(ServerMessage::AllocationsDelta {
+        base: Generation(delta.base),
+        generation: Generation(delta.generation),
+        allocs: from_alloc_set(present(delta.allocs, "allocs")?).at("allocs")?,
+        gone: uuids(&delta.gone, "gone")?,
+    })
+}
+
+fn uuids<T: FromUuid>(ids: &[Vec<u8>], field: &str) -> Result<Vec<T>> {
+    ids.iter().map(|id| uuid(id, field)).collect()
 }
 
 fn from_read_logs(read: pb::SessionReadLogs) -> Result<ServerMessage> {

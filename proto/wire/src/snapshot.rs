@@ -45,6 +45,11 @@ pub fn encode(image: &CatalogImage) -> Vec<u8> {
         instances_modified: all(&image.instances_modified),
         routing_modified: image.routing_modified.0,
         deployments: all(&image.deployments),
+        kv: all(&image.kv),
+        kv_deleted: image.kv_deleted.0,
+        variables: all(&image.variables),
+        autopilot: Some(image.autopilot.to_pb()),
+        node_reasons: all(&image.node_reasons),
     };
     message.encode_to_vec()
 }
@@ -82,6 +87,11 @@ impl ToModel<CatalogImage> for pb::Snapshot {
             tables: list(self.tables, "tables")?,
             instances_modified: list(self.instances_modified, "instances_modified")?,
             routing_modified: Index(self.routing_modified),
+            kv: list(self.kv, "kv")?,
+            kv_deleted: Index(self.kv_deleted),
+            variables: list(self.variables, "variables")?,
+            autopilot: optional(self.autopilot, "autopilot")?.unwrap_or_default(),
+            node_reasons: list(self.node_reasons, "node_reasons")?,
         })
     }
 }
@@ -169,4 +179,18 @@ impl ToModel<(AllocId, Index)> for pb::InstanceIndex {
     }
 }
 
-enum_pairs!(Table, pb::Table, Cluster, Servers, Tokens, Nodes, Jobs, Allocs, Evals, Services, Deployments);
+enum_pairs!(
+    Table,
+    pb::Table,
+    Cluster,
+    Servers,
+    Tokens,
+    Nodes,
+    Jobs,
+    Allocs,
+    Evals,
+    Services,
+    Deployments,
+    Kv,
+    Variables
+);

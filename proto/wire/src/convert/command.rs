@@ -70,6 +70,18 @@ impl ToPb<Pb> for Command {
             Command::UpdateDeployment { update, eval } => {
                 Pb::UpdateDeployment(pb::UpdateDeployment { update: Some(update.to_pb()), eval: Some(eval.to_pb()) })
             }
+            Command::JudgeNode { node_id, epoch, status, reason, evals } => Pb::JudgeNode(pb::JudgeNode {
+                node_id: to_uuid(node_id.0),
+                epoch: epoch.0,
+                status: status.to_pb().into(),
+                reason: reason.clone(),
+                evals: all(evals),
+            }),
+            Command::ChangeKv(change) => Pb::ChangeKv(change.to_pb()),
+            Command::ChangeVariable(change) => Pb::ChangeVariable(change.to_pb()),
+            Command::SetAutopilot { autopilot, cas } => {
+                Pb::SetAutopilot(pb::SetAutopilot { autopilot: Some(autopilot.to_pb()), cas: cas.map(|index| index.0) })
+            }
             Command::SetFeatureLevel { level } => Pb::SetFeatureLevel(pb::SetFeatureLevel { level: *level }),
         }
     }
@@ -137,6 +149,19 @@ impl ToModel<Command> for Pb {
             Pb::UpdateDeployment(command) => Command::UpdateDeployment {
                 update: required(command.update, "update")?,
                 eval: required(command.eval, "eval")?,
+            },
+            Pb::JudgeNode(command) => Command::JudgeNode {
+                node_id: uuid(&command.node_id, "node_id")?,
+                epoch: Epoch(command.epoch),
+                status: enumeration::<pb::NodeStatus, _>(command.status, "status")?,
+                reason: command.reason,
+                evals: list(command.evals, "evals")?,
+            },
+            Pb::ChangeKv(change) => Command::ChangeKv(change.to_model()?),
+            Pb::ChangeVariable(change) => Command::ChangeVariable(change.to_model()?),
+            Pb::SetAutopilot(command) => Command::SetAutopilot {
+                autopilot: required(command.autopilot, "autopilot")?,
+                cas: command.cas.map(Index),
             },
             Pb::SetFeatureLevel(command) => Command::SetFeatureLevel { level: command.level },
         })

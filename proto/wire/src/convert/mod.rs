@@ -15,6 +15,7 @@ mod policy;
 mod routing;
 pub(crate) mod scalar;
 mod service;
+mod store;
 
 use std::collections::BTreeMap;
 use std::fmt;

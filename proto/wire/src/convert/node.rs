@@ -97,5 +97,5 @@ impl ToModel<DriverStatus> for pb::DriverStatus {
     }
 }
 
-enum_pairs!(NodeStatus, pb::NodeStatus, Initializing, Ready, Suspect, Down);
+enum_pairs!(NodeStatus, pb::NodeStatus, Initializing, Ready, Suspect, Disconnected, Down);
 enum_pairs!(Eligibility, pb::Eligibility, Eligible, Ineligible);

@@ -3,7 +3,7 @@
 use super::scalar::{ip, to_ip};
 use super::{Result, ToModel, ToPb, all, enumeration, list, to_uuid, uuid};
 use crate::pb;
-use model::{Generation, RoutedNode, RoutedService, RoutingSnapshot};
+use model::{Generation, RoutedNode, RoutedService, RoutingDelta, RoutingSnapshot};
 
 impl ToPb<pb::RoutingSnapshot> for RoutingSnapshot {
     fn to_pb(&self) -> pb::RoutingSnapshot {
@@ -17,6 +17,32 @@ impl ToModel<RoutingSnapshot> for pb::RoutingSnapshot {
             generation: Generation(self.generation),
             nodes: list(self.nodes, "nodes")?,
             services: list(self.services, "services")?,
+        })
+    }
+}
+
+impl ToPb<pb::RoutingDelta> for RoutingDelta {
+    fn to_pb(&self) -> pb::RoutingDelta {
+        pb::RoutingDelta {
+            base: self.base.0,
+            generation: self.generation.0,
+            nodes: all(&self.nodes),
+            nodes_gone: self.nodes_gone.iter().map(|id| to_uuid(id.0)).collect(),
+            services: all(&self.services),
+            services_gone: self.services_gone.clone(),
+        }
+    }
+}
+
+impl ToModel<RoutingDelta> for pb::RoutingDelta {
+    fn to_model(self) -> Result<RoutingDelta> {
+        Ok(RoutingDelta {
+            base: Generation(self.base),
+            generation: Generation(self.generation),
+            nodes: list(self.nodes, "nodes")?,
+            nodes_gone: self.nodes_gone.iter().map(|id| uuid(id, "nodes_gone")).collect::<Result<_>>()?,
+            services: list(self.services, "services")?,
+            services_gone: self.services_gone,
         })
     }
 }

@@ -799,7 +799,7 @@ fn node_status(status: model::NodeStatus) -> String {
     match status {
         model::NodeStatus::Initializing => "initializing",
         model::NodeStatus::Ready => "ready",
-        model::NodeStatus::Suspect => "disconnected",
+        model::NodeStatus::Suspect | model::NodeStatus::Disconnected => "disconnected",
         model::NodeStatus::Down => "down",
     }
     .to_owned()

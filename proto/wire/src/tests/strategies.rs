@@ -258,9 +258,9 @@ fn eval_status() -> impl Strategy<Value = EvalStatus> {
 
 fn eval() -> impl Strategy<Value = Evaluation> {
     use EvalTrigger::*;
-    let trigger = prop_oneof![Just(JobRegister), Just(JobDeregister), Just(NodeUpdate), Just(AllocUpdate)];
+    let trigger = prop_oneof![Just(JobRegister), Just(AllocUpdate), Just(PeriodicJob), Just(FailedFollowUp)];
     let failures = (btree_map(word(), failure(), 0..2), btree_map(word(), any::<u32>(), 0..2));
-    (uuid(), word(), any::<u8>(), trigger, eval_status(), text(), any::<[u64; 5]>(), failures).prop_map(
+    (uuid(), word(), any::<u8>(), trigger, eval_status(), text(), any::<[u64; 6]>(), failures).prop_map(
         |(id, job, priority, trigger, status, status_description, numbers, (failures, queued))| Evaluation {
             id: EvalId(id),
             job_id: JobId(job),
@@ -271,6 +271,7 @@ fn eval() -> impl Strategy<Value = Evaluation> {
             wait_until: Timestamp(numbers[0]),
             failures,
             queued,
+            snapshot_index: Index(numbers[5]),
             created_at: Timestamp(numbers[1]),
             modified_at: Timestamp(numbers[2]),
             created_at_index: Index(numbers[3]),
@@ -352,7 +353,7 @@ fn plan() -> impl Strategy<Value = Plan> {
 
 fn node_status() -> impl Strategy<Value = NodeStatus> {
     use NodeStatus::*;
-    prop_oneof![Just(Initializing), Just(Ready), Just(Suspect), Just(Down)]
+    prop_oneof![Just(Initializing), Just(Ready), Just(Suspect), Just(Disconnected), Just(Down)]
 }
 
 fn node() -> impl Strategy<Value = Node> {
@@ -480,7 +481,73 @@ fn command() -> impl Strategy<Value = Command> {
         }),
         evals().prop_map(Command::UpsertEvals),
         any::<u32>().prop_map(|level| Command::SetFeatureLevel { level }),
+        (uuid(), any::<u64>(), node_status(), text(), evals()).prop_map(|(id, epoch, status, reason, evals)| {
+            Command::JudgeNode { node_id: NodeId(id), epoch: Epoch(epoch), status, reason, evals }
+        }),
+        kv_change().prop_map(Command::ChangeKv),
+        variable_change().prop_map(Command::ChangeVariable),
+        (any::<[u64; 6]>(), option::of(any::<u64>()))
+            .prop_map(|(numbers, cas)| Command::SetAutopilot { autopilot: autopilot(numbers), cas: cas.map(Index) }),
     ]
+}
+
+fn kv_change() -> impl Strategy<Value = KvChange> {
+    (text(), vec(any::<u8>(), 0..40), any::<u64>(), option::of(any::<u64>()), 0..3).prop_map(
+        |(key, value, flags, cas, kind)| {
+            let cas = cas.map(Index);
+            match kind {
+                0 => KvChange::Set { key, value, flags, cas },
+                1 => KvChange::Delete { key, cas },
+                _ => KvChange::DeletePrefix { prefix: key },
+            }
+        },
+    )
+}
+
+fn variable_change() -> impl Strategy<Value = VariableChange> {
+    (word(), text(), option::of(vec(any::<u8>(), 0..40)), option::of(any::<u64>())).prop_map(
+        |(namespace, path, sealed, cas)| {
+            let cas = cas.map(Index);
+            match sealed {
+                Some(sealed) => VariableChange::Set { namespace, path, sealed, cas },
+                None => VariableChange::Delete { namespace, path, cas },
+            }
+        },
+    )
+}
+
+fn autopilot(numbers: [u64; 6]) -> Autopilot {
+    Autopilot {
+        cleanup_dead_servers: numbers[0] % 2 == 0,
+        last_contact_ms_max: numbers[0],
+        trailing_logs_max: numbers[1],
+        quorum_min: numbers[2] as u32,
+        stabilization_ms: numbers[3],
+        dead_server_after_ms: numbers[4],
+        modified_at_index: Index(numbers[5]),
+    }
+}
+
+fn kv_entry(number: u64) -> KvEntry {
+    KvEntry {
+        key: format!("key/{number}"),
+        value: number.to_be_bytes().to_vec(),
+        flags: number,
+        created_at_index: Index(number),
+        modified_at_index: Index(number + 1),
+    }
+}
+
+fn variable(number: u64) -> Variable {
+    Variable {
+        namespace: "default".to_owned(),
+        path: format!("app/{number}"),
+        sealed: vec![7; 20],
+        created_at: Timestamp(number),
+        modified_at: Timestamp(number + 1),
+        created_at_index: Index(number),
+        modified_at_index: Index(number + 2),
+    }
 }
 
 pub(super) fn envelope() -> impl Strategy<Value = Envelope> {
@@ -523,6 +590,11 @@ pub(super) fn image() -> impl Strategy<Value = CatalogImage> {
             tables: Table::ALL.iter().map(|table| (*table, Index(numbers.2))).collect(),
             instances_modified: instances.into_iter().map(|(id, at)| (AllocId(id), Index(at))).collect(),
             routing_modified: Index(numbers.2),
+            kv: (0..numbers.0 % 4).map(kv_entry).collect(),
+            kv_deleted: Index(numbers.0 % 9),
+            variables: (0..numbers.2 % 3).map(variable).collect(),
+            autopilot: autopilot([numbers.0; 6]),
+            node_reasons: vec![(NodeId(uuid::Uuid::from_u128(7)), "why".to_owned())],
         },
     )
 }
@@ -566,6 +638,12 @@ pub(super) fn outcome() -> impl Strategy<Value = Outcome> {
         uuid().prop_map(|id| Refusal::DeploymentEnded { id: DeploymentId(id), status: DeploymentStatus::Cancelled }),
         uuid().prop_map(|id| Refusal::NodeDrains { id: NodeId(id) }),
         text().prop_map(|reason| Refusal::NotPromotable { reason }),
+        (text(), text()).prop_map(|(name, reason)| Refusal::StoreInvalid { name, reason }),
+        (text(), any::<(u64, u64)>()).prop_map(|(name, (expected, current))| Refusal::CasMismatch {
+            name,
+            expected: Index(expected),
+            current: Index(current),
+        }),
         (word(), text()).prop_map(|(id, reason)| Refusal::JobInvalid { id: JobId(id), reason }),
         (uuid(), word()).prop_map(|(id, job)| Refusal::EvalMismatch { id: EvalId(id), job_id: JobId(job) }),
         uuid().prop_map(|id| Refusal::EvalUnknown { id: EvalId(id) }),
@@ -581,7 +659,10 @@ pub(super) fn agent_message() -> impl Strategy<Value = AgentMessage> {
         });
     let chunk = (any::<(u64, bool)>(), vec(any::<u8>(), 0..20), option::of(text()))
         .prop_map(|((request_id, eof), data, error)| AgentMessage::LogChunk { request_id, data, eof, error });
-    prop_oneof![hello, Just(AgentMessage::Heartbeat), vec(update(), 0..3).prop_map(AgentMessage::Allocs), chunk]
+    let probes =
+        vec(uuid(), 0..3).prop_map(|ids| AgentMessage::Probes { unreachable: ids.into_iter().map(NodeId).collect() });
+    let allocs = vec(update(), 0..3).prop_map(AgentMessage::Allocs);
+    prop_oneof![hello, Just(AgentMessage::Heartbeat), allocs, chunk, probes]
 }
 
 fn instance() -> impl Strategy<Value = Instance> {
@@ -653,6 +734,24 @@ pub(super) fn server_message() -> impl Strategy<Value = ServerMessage> {
             }
         }),
         any::<u64>().prop_map(|request_id| ServerMessage::CancelLogs { request_id }),
+        (routing(), any::<u64>(), vec(uuid(), 0..3), vec(word(), 0..3)).prop_map(|(state, base, nodes, services)| {
+            ServerMessage::RoutingDelta(RoutingDelta {
+                base: Generation(base),
+                generation: state.generation,
+                nodes: state.nodes,
+                nodes_gone: nodes.into_iter().map(NodeId).collect(),
+                services: state.services,
+                services_gone: services,
+            })
+        }),
+        (any::<(u64, u64)>(), vec(alloc(), 0..3), vec(uuid(), 0..3)).prop_map(|((base, generation), allocs, gone)| {
+            ServerMessage::AllocationsDelta {
+                base: Generation(base),
+                generation: Generation(generation),
+                allocs,
+                gone: gone.into_iter().map(AllocId).collect(),
+            }
+        }),
     ]
 }
 
@@ -757,6 +856,7 @@ fn fixed_eval() -> Evaluation {
         wait_until: Timestamp::NEVER,
         failures: BTreeMap::from([("web".to_owned(), failure)]),
         queued: BTreeMap::from([("web".to_owned(), 1)]),
+        snapshot_index: Index(0),
         created_at: Timestamp(1),
         modified_at: Timestamp(2),
         created_at_index: Index(3),
@@ -898,5 +998,11 @@ pub(super) fn fixed_image() -> CatalogImage {
         tables: Table::ALL[..8].iter().map(|table| (*table, Index(40))).collect(),
         instances_modified: vec![(AllocId(id(100)), Index(41))],
         routing_modified: Index(41),
+        // Of later releases, and absent in the first.
+        kv: Vec::new(),
+        kv_deleted: Index(0),
+        variables: Vec::new(),
+        autopilot: Autopilot::default(),
+        node_reasons: Vec::new(),
     }
 }
