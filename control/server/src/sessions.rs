@@ -316,6 +316,7 @@ pub(crate) fn new_eval(job_id: JobId, priority: u8, trigger: EvalTrigger) -> Eva
         wait_until: Timestamp::NEVER,
         failures: BTreeMap::new(),
         queued: BTreeMap::new(),
+        snapshot_index: Index::default(),
         created_at: now,
         modified_at: now,
         created_at_index: Index::default(),

@@ -20,6 +20,8 @@ pub struct Evaluation {
     pub failures: BTreeMap<String, PlacementFailure>,
     /// By group: how many allocations wait for capacity.
     pub queued: BTreeMap<String, u32>,
+    /// The state that its newest plan was made from: what became free later was not seen. 0 before the first plan.
+    pub snapshot_index: Index,
     pub created_at: Timestamp,
     pub modified_at: Timestamp,
     pub created_at_index: Index,
@@ -36,6 +38,14 @@ pub enum EvalTrigger {
     /// A deployment made progress, was promoted or ended.
     DeploymentWatcher,
     NodeDrain,
+    /// A periodic job's time has come, or somebody forced it.
+    PeriodicJob,
+    /// Somebody stopped an allocation.
+    AllocStop,
+    /// An evaluation failed; its job is looked at again after a while.
+    FailedFollowUp,
+    /// An evaluation's plans were overtaken too often; its job is looked at again when something changes.
+    MaxPlanAttempts,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +127,10 @@ impl EvalTrigger {
             EvalTrigger::AllocUpdate => "alloc-failure",
             EvalTrigger::DeploymentWatcher => "deployment-watcher",
             EvalTrigger::NodeDrain => "node-drain",
+            EvalTrigger::PeriodicJob => "periodic-job",
+            EvalTrigger::AllocStop => "alloc-stop",
+            EvalTrigger::FailedFollowUp => "failed-follow-up",
+            EvalTrigger::MaxPlanAttempts => "max-plan-attempts",
         }
     }
 }

@@ -57,6 +57,7 @@ impl Cluster {
             wait_until: Timestamp::NEVER,
             failures: BTreeMap::new(),
             queued: BTreeMap::new(),
+            snapshot_index: Index(0),
             created_at: self.now,
             modified_at: self.now,
             created_at_index: Index(0),

@@ -20,6 +20,7 @@ impl ToPb<pb::Evaluation> for Evaluation {
             wait_until: self.wait_until.0,
             failures: all_by_name(&self.failures),
             queued: self.queued.clone(),
+            snapshot_index: self.snapshot_index.0,
             created_at: self.created_at.0,
             modified_at: self.modified_at.0,
             created_at_index: self.created_at_index.0,
@@ -40,6 +41,7 @@ impl ToModel<Evaluation> for pb::Evaluation {
             wait_until: time(self.wait_until),
             failures: map(self.failures, "failures")?,
             queued: self.queued,
+            snapshot_index: Index(self.snapshot_index),
             created_at: time(self.created_at),
             modified_at: time(self.modified_at),
             created_at_index: Index(self.created_at_index),
@@ -138,6 +140,10 @@ enum_pairs!(
     NodeUpdate,
     AllocUpdate,
     DeploymentWatcher,
-    NodeDrain
+    NodeDrain,
+    PeriodicJob,
+    AllocStop,
+    FailedFollowUp,
+    MaxPlanAttempts
 );
 enum_pairs!(EvalStatus, pb::EvalStatus, Pending, Blocked, Complete, Failed, Canceled);
