@@ -117,6 +117,7 @@ fn list(endpoint: &Endpoint, options: &Options) -> Result<()> {
 
 fn render(report: &RouteReport) -> String {
     let mut parts = vec![format!("Node {}, generation {}", report.node, report.generation)];
+    parts.extend(report.notices.iter().map(|notice| format!("notice: {notice}")));
     parts.extend(report.services.iter().map(service));
     if report.drops.values().any(|count| *count > 0) {
         parts.push(render_drops(report));

@@ -326,10 +326,16 @@ fn check_edge(uplink: &Uplink, edge: EdgePort, edges: &BTreeMap<EdgePort, Edge>)
     let port = edge.port;
     match edges.get(&edge) {
         Some(edge) => Err(RouteProblemKind::PortTaken { port, holder: edge.service.clone() }),
-        None if edge.proto == Proto::Tcp && uplink.reserved_ports.contains(&port) => {
-            Err(RouteProblemKind::PortReserved { port })
-        }
+        None if uplink.keeps(edge) => Err(RouteProblemKind::PortReserved { port }),
         None => Ok(()),
+    }
+}
+
+impl Uplink {
+    /// Whether a port is the node's own.
+    fn keeps(&self, edge: EdgePort) -> bool {
+        let listens = edge.proto == Proto::Tcp && self.reserved_ports.contains(&edge.port);
+        listens || self.local_ports.as_ref().is_some_and(|ports| ports.contains(&edge.port))
     }
 }
 

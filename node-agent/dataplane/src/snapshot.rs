@@ -3,6 +3,7 @@
 use model::{AllocId, AllocatedPort, NodeId, RoutingSnapshot, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 /// A link-layer address.
 pub type Mac = [u8; 6];
@@ -29,8 +30,10 @@ pub struct Uplink {
     pub ifindex: u32,
     pub mac: Mac,
     pub mtu: u16,
-    /// Ports of its address that the node itself listens on: no route may take them.
+    /// TCP ports of its address that the node itself listens on: no route may take them.
     pub reserved_ports: BTreeSet<u16>,
+    /// Ports that connections of the node's own leave from: their answers must not meet a route, of whatever protocol.
+    pub local_ports: Option<RangeInclusive<u16>>,
 }
 
 /// A local allocation's veth and the node ports that lead to it.

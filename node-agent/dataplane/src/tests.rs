@@ -76,6 +76,7 @@ fn snapshot(services: Vec<RoutedService>) -> Snapshot {
             mac: [2, 0, 0, 0, 0, 1],
             mtu: 1500,
             reserved_ports: BTreeSet::from([4646]),
+            local_ports: Some(32_768..=60_999),
         }),
         mesh_address: Some(ip("10.64.1.1")),
         endpoints: BTreeMap::new(),

@@ -33,6 +33,12 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    #[error("cannot {action}; the kernel needs nf_tables with `nft_masq` and `nft_ct`")]
+    Firewall {
+        action: &'static str,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot set the kernel parameter {path}")]
     Sysctl {
         path: String,
@@ -57,6 +63,10 @@ impl Error {
     pub(crate) fn netlink(action: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Self {
         let action = action.into();
         move |source| Self::Netlink { action, source }
+    }
+
+    pub(crate) fn firewall(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Firewall { action, source }
     }
 }
 

@@ -1,5 +1,5 @@
-//! The node's network as rtnetlink sees it: an allocation's namespace, veth, address and neighbours, the node's own mesh
-//! address and sysctls, and the link-layer addresses of next hops.
+//! The node's network as netlink sees it: an allocation's namespace, veth, address and neighbours, the node's own mesh
+//! address, sysctls and firewall rules, and the link-layer addresses of next hops.
 //!
 //! ```text
 //!  node's namespace                                   allocation's namespace
@@ -12,6 +12,7 @@
 
 mod attach;
 mod error;
+mod firewall;
 mod mesh_link;
 mod neighbours;
 mod node;

@@ -1,4 +1,4 @@
-//! The node's own namespace: its mesh address, its forwarding, its uplink.
+//! The node's own namespace: its mesh address, its uplink, its kernel parameters.
 
 use crate::attach::v4;
 use crate::error::{Error, unless_exists};
@@ -8,6 +8,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::{Handle, LinkUnspec};
 use std::fs;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 /// The interface that tunnels leave by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,12 +23,6 @@ pub struct Uplink {
 const LOOPBACK: u32 = 1;
 
 impl Network {
-    /// Lets what comes in by the uplink go on to allocations and clients. Allocations' own links are opened as they are made,
-    /// and no other interface is: the rest of the machine becomes no router.
-    pub fn forward_from_uplink(&self, uplink: &Uplink) -> Result<(), Error> {
-        forward_from(&uplink.name)
-    }
-
     /// Puts the node's mesh address on `lo`, where allocations find their resolver.
     pub async fn add_mesh_address(&self, address: IpAddr) -> Result<(), Error> {
         v4(address)?;
@@ -62,6 +57,13 @@ impl Network {
         Ok(Uplink { name: name.to_owned(), ifindex, mac, mtu: link_mtu(&link).unwrap_or(1500), addresses })
     }
 
+    /// The interface that packets to an address leave by.
+    pub async fn outward(&self, address: IpAddr) -> Result<String, Error> {
+        let hop = self.next_hop(address).await?;
+        let name = nix::net::if_::if_indextoname(hop.ifindex).map_err(|_| Error::NoRoute(address))?;
+        Ok(name.to_string_lossy().into_owned())
+    }
+
     async fn addresses(&self, ifindex: u32) -> Result<Vec<IpAddr>, Error> {
         let found = self.address_messages(ifindex).await?;
         let addresses = found.iter().flat_map(|message| &message.attributes).filter_map(|attribute| match attribute {
@@ -84,7 +86,22 @@ pub(crate) async fn set_loopback_up(handle: &Handle) -> Result<(), Error> {
 
 /// The kernel asks the interface that a packet comes in by whether to forward it.
 pub(crate) fn forward_from(link: &str) -> Result<(), Error> {
-    sysctl(&format!("/proc/sys/net/ipv4/conf/{link}/forwarding"), "1")
+    sysctl(&forwarding_path(link), "1")
+}
+
+pub(crate) fn is_forwarding(link: &str) -> bool {
+    fs::read_to_string(forwarding_path(link)).is_ok_and(|value| value.trim() == "1")
+}
+
+pub(crate) fn forwarding_path(link: &str) -> String {
+    format!("/proc/sys/net/ipv4/conf/{link}/forwarding")
+}
+
+/// Two ports in a kernel parameter, as the range they stand for.
+pub(crate) fn port_range(path: &str) -> Option<RangeInclusive<u16>> {
+    let text = fs::read_to_string(path).ok()?;
+    let mut numbers = text.split_whitespace().map(str::parse);
+    Some(numbers.next()?.ok()?..=numbers.next()?.ok()?)
 }
 
 /// No link-local addresses and router solicitations on our veths. A kernel without IPv6 has nothing to quiet.

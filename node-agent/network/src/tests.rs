@@ -37,6 +37,10 @@ impl Drop for Sweeper {
 fn in_fresh_namespace<F: Future<Output = ()>>(test: impl FnOnce(Network) -> F + Send + 'static) {
     let thread = std::thread::spawn(move || {
         nix::sched::unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace: run the tests as root");
+        // A fresh namespace takes over what the machine's own has.
+        for all in ["all", "default"] {
+            node::sysctl(&node::forwarding_path(all), "0").expect("no forwarding yet");
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let network = Network::open(NodeId::from_random(random())).expect("rtnetlink");
@@ -216,5 +220,90 @@ fn the_mesh_link_carries_exactly_the_wanted_blocks() {
         network.remove_mesh_addresses().await.expect("removes");
         network.remove_mesh_addresses().await.expect("removes again");
         assert!(TcpListener::bind((MESH, 0)).is_err(), "the mesh address is gone");
+    });
+}
+
+fn sh(line: &str) {
+    let output = std::process::Command::new("sh").args(["-ec", line]).output().expect("a shell");
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A neighbour of the node's uplink `up0`, who knows a way to allocations.
+fn world(network: &Network) -> std::path::PathBuf {
+    let name = format!("{}world", network.netns_prefix());
+    let path = Path::new(NETNS_DIR).join(&name);
+    ns::make(&path).expect("a namespace");
+    sh(&format!(
+        "ip link add up0 type veth peer name w0 netns {name}
+         ip addr add 192.0.2.1/24 dev up0; ip link set up0 up
+         ip -n {name} addr add 192.0.2.2/24 dev w0; ip -n {name} link set w0 up
+         ip -n {name} route add 10.64.0.0/11 via 192.0.2.1"
+    ));
+    path
+}
+
+fn forwards(link: &str) -> bool {
+    node::is_forwarding(link)
+}
+
+#[test]
+fn what_leaves_the_mesh_has_the_nodes_address_and_nothing_comes_in_unasked() {
+    use std::io::{Read, Write};
+    use std::time::Duration;
+    in_fresh_namespace(|network| async move {
+        prepared(&network).await;
+        let world = world(&network);
+        let (one, two) = (attachment("10.64.9.10"), attachment("10.64.9.11"));
+        network.attach(&one).await.expect("attaches");
+        network.attach(&two).await.expect("attaches");
+        assert!(!forwards("up0"));
+        network.guard(Some("up0")).expect("guards");
+        assert!(forwards("up0") && network.is_guarded().expect("lists"));
+
+        let outside = ns::visit(&world, |_| TcpListener::bind("192.0.2.2:0")).expect("enters").expect("listens");
+        let address = outside.local_addr().expect("an address");
+        let dial = move || TcpStream::connect_timeout(&address, Duration::from_secs(3));
+        let mut inner = network.inside(one.alloc_id, dial).await.expect("enters").expect("reaches the world");
+        let (mut outer, peer) = outside.accept().expect("a connection");
+        assert_eq!(peer.ip(), ip("192.0.2.1"), "the node's address");
+        assert!(node::port_range("/proc/sys/net/ipv4/ip_local_port_range").expect("a range").contains(&peer.port()));
+
+        network.guard(Some("up0")).expect("guards again");
+        inner.write_all(b"x").expect("sends over the connection of before");
+        let mut byte = [0];
+        outer.read_exact(&mut byte).expect("receives");
+
+        let listen = || TcpListener::bind("10.64.9.10:8080");
+        let inside = network.inside(one.alloc_id, listen).await.expect("enters").expect("listens");
+        let neighbour = || TcpStream::connect_timeout(&"10.64.9.10:8080".parse().expect("one"), Duration::from_secs(3));
+        let _held = network.inside(two.alloc_id, neighbour).await.expect("enters").expect("reaches its neighbour");
+        assert_eq!(inside.accept().expect("a connection").1.ip(), two.address, "between allocations as it is");
+        let intrude =
+            |_: &_| TcpStream::connect_timeout(&"10.64.9.10:8080".parse().expect("one"), Duration::from_millis(400));
+        assert!(ns::visit(&world, intrude).expect("enters").is_err(), "reached from outside");
+
+        network.unguard().expect("takes the rules away");
+        network.unguard().expect("again");
+        assert!(!forwards("up0") && !network.is_guarded().expect("lists"), "as it was before");
+    });
+}
+
+#[test]
+fn rules_of_others_are_left_alone_and_told_of() {
+    in_fresh_namespace(|network| async move {
+        prepared(&network).await;
+        let _world = world(&network);
+        sh(
+            "nft add table ip filter; nft add chain ip filter FORWARD '{ type filter hook forward priority 0; policy drop; }'",
+        );
+        sh("sysctl -qw net.ipv4.conf.up0.forwarding=1");
+        network.guard(Some("up0")).expect("guards");
+        assert_eq!(network.forwarding_refused_by().expect("lists"), ["chain FORWARD of table filter"]);
+        sh(&format!("nft delete table ip meshctl-{}", network.node));
+        assert!(!network.is_guarded().expect("lists"));
+        network.guard(Some("up0")).expect("guards again");
+        network.unguard().expect("takes the rules away");
+        assert!(forwards("up0"), "it was on before");
+        assert_eq!(network.forwarding_refused_by().expect("lists"), ["chain FORWARD of table filter"]);
     });
 }

@@ -15,6 +15,9 @@ pub struct RouteReport {
     /// What became of the packets that each reason was counted for: `passed`, `dropped`, `answered`, `noted`.
     #[serde(default)]
     pub drop_kinds: BTreeMap<String, String>,
+    /// What is wrong with the node as a whole, and what to do about it.
+    #[serde(default)]
+    pub notices: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

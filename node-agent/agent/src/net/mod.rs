@@ -11,6 +11,7 @@
 //! came in together is published together. Ending the agent leaves everything in the kernel as it is.
 
 mod endpoints;
+mod guard;
 mod ipam;
 mod listener;
 mod report;
@@ -173,7 +174,8 @@ impl DataPath for NetStack {
     }
 }
 
-/// Takes everything of a node out of the kernel: links, maps, namespaces, veths, the mesh address. Its agent must not run.
+/// Takes everything of a node out of the kernel: links, maps, namespaces, veths, the mesh address, firewall
+/// rules and the forwarding they had switched on. Its agent must not run.
 pub async fn purge(node_id: NodeId, pin_root: &Path) -> Result<(), NetError> {
     kernel::detach_all(pin_root, &node_id.to_string())?;
     let network = network::Network::open(node_id)?;
@@ -182,7 +184,7 @@ pub async fn purge(node_id: NodeId, pin_root: &Path) -> Result<(), NetError> {
     }
     network.remove_mesh_link().await?;
     network.remove_mesh_addresses().await?;
-    Ok(())
+    Ok(network.unguard()?)
 }
 
 /// An error with its causes, in one line.
@@ -191,12 +193,16 @@ fn chain(error: &dyn std::error::Error) -> String {
         .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// The node's own: what it listens on, and what its connections to others leave from, whose answers a route would swallow.
-/// Must be called in the node's namespace.
+/// What the node listens on. Must be called in its namespace.
 fn reserved_ports(config: &NetConfig) -> BTreeSet<u16> {
     let binds = config.binds.iter().chain(&config.dns_bind).map(SocketAddr::port);
-    let range = std::fs::read_to_string(LOCAL_PORT_RANGE).ok().and_then(|text| parse_range(&text));
-    RESERVED_PORTS.into_iter().chain(binds).chain(range.into_iter().flatten()).collect()
+    RESERVED_PORTS.into_iter().chain(binds).collect()
+}
+
+/// What the node's connections to others leave from, and allocations' that take its address: a route would swallow their
+/// answers. Must be called in the node's namespace.
+fn local_ports() -> Option<RangeInclusive<u16>> {
+    parse_range(&std::fs::read_to_string(LOCAL_PORT_RANGE).ok()?)
 }
 
 fn parse_range(text: &str) -> Option<RangeInclusive<u16>> {

@@ -23,6 +23,7 @@ pub fn report(
         services,
         drops: drops.iter().map(named).collect(),
         drop_kinds: drops.keys().map(kind).collect(),
+        notices: Vec::new(),
     }
 }
 

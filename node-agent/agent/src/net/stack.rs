@@ -1,9 +1,10 @@
 //! The actor behind [`super::NetStack`].
 
 use super::endpoints::{self, LocalAlloc};
+use super::guard::Guard;
 use super::listener::Listener;
 use super::report::report;
-use super::{NetConfig, NetError, chain, ipam, reserved_ports, trace};
+use super::{NetConfig, NetError, chain, ipam, local_ports, reserved_ports, trace};
 use crate::datapath::Place;
 use dataplane::{Compilation, Indices, Snapshot, compile, diff};
 use dns::Zone;
@@ -14,6 +15,7 @@ use network::{Attachment, Mac, MeshLink, Network, NextHop, Uplink};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -36,7 +38,7 @@ const SWEEP: Duration = Duration::from_secs(60);
 /// Neighbours are read at once when one changes, but a burst of changes is read once more at the next tick.
 const REFRESH_APART: Duration = Duration::from_millis(50);
 /// Any address outside: its next hop is the default router, which clients are behind.
-const OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+pub const OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const OWN_NETNS: &str = "/proc/thread-self/ns/net";
 const ALLOC_LINK: &str = "eth0";
 
@@ -78,6 +80,7 @@ struct Stack {
     uplink: Option<Uplink>,
     /// The node's own way to allocations elsewhere; none without an uplink.
     mesh_link: Option<MeshLink>,
+    guard: Guard,
     allocs: BTreeMap<String, LocalAlloc>,
     blocks: Vec<IpNet>,
     mesh: Option<IpAddr>,
@@ -90,6 +93,7 @@ struct Stack {
     /// Something changed since they were read.
     stale: bool,
     reserved_ports: BTreeSet<u16>,
+    local_ports: Option<RangeInclusive<u16>>,
     indices: Indices,
     compilation: Option<Compilation>,
     zone: watch::Sender<Option<Arc<Zone>>>,
@@ -124,9 +128,7 @@ impl Stack {
         Datapath::preflight(&kernel_config).map_err(kernel::KernelError::from)?;
         // The last that may be refused: from here on the machine changes.
         let dns_extra = config.dns_bind.map(|address| Listener::bind(address, zones)).transpose()?;
-        if let Some(uplink) = &uplink {
-            network.forward_from_uplink(uplink)?;
-        }
+        let guard = Guard::start(&network, config.uplink.as_deref()).await;
         let mut datapath = Datapath::attach(&kernel_config)?;
         datapath.allow_netns(kernel::netns_cookie(Path::new(OWN_NETNS))?)?;
         let mesh_link = match &uplink {
@@ -140,11 +142,13 @@ impl Stack {
             blocks: dataplane::own_blocks(&image),
             indices: Indices::adopt(image, now()),
             reserved_ports: reserved_ports(&config),
+            local_ports: local_ports(),
             config,
             network,
             datapath,
             uplink,
             mesh_link,
+            guard,
             allocs,
             mesh: None,
             last_address: None,
@@ -482,6 +486,7 @@ impl Stack {
             self.swept = Instant::now();
             self.dirty |= self.routing.is_some();
             self.retry_hops().await;
+            self.guard.check(&self.network);
             self.stale = true;
         }
         if self.stale {
@@ -529,6 +534,8 @@ impl Stack {
         if let Err(error) = self.datapath.follow_uplink(uplink) {
             tracing::error!(error = chain(&error), "the programs are not on the new uplink");
         }
+        // Its kernel parameters are its own.
+        self.guard.renew(&self.network);
         self.hops.clear();
     }
 
@@ -593,6 +600,7 @@ impl Stack {
             mac: uplink.mac,
             mtu: u16::try_from(uplink.mtu).unwrap_or(u16::MAX),
             reserved_ports: self.reserved_ports.clone(),
+            local_ports: self.local_ports.clone(),
         });
         Some(Snapshot {
             node_id: self.config.node_id,
@@ -610,7 +618,8 @@ impl Stack {
         let drops = self.datapath.drop_counters()?;
         let generation = self.routing.as_ref().map_or(0, |routing| routing.generation.0);
         let counters = self.datapath.backend_counters()?;
-        Ok(report(&self.config.node_name, generation, self.compilation.as_ref(), &counters, &drops))
+        let report = report(&self.config.node_name, generation, self.compilation.as_ref(), &counters, &drops);
+        Ok(RouteReport { notices: self.guard.notices(), ..report })
     }
 
     fn trace(&mut self, asked: &TraceQuestion) -> Result<TraceReport, NetError> {
@@ -670,6 +679,7 @@ fn kernel_config(config: &NetConfig) -> Result<kernel::Config, NetError> {
         node_id: config.node_id.to_string(),
         uplink: config.uplink.clone(),
         cgroup_root: cgroup2_root().ok_or(NetError::NoCgroup2)?,
+        sizes: kernel::Sizes::default(),
     })
 }
 
