@@ -25,7 +25,6 @@ impl Catalog {
             _ => at.time,
         };
         self.put_node(at, node);
-        self.unblock_evals(at);
         Ok(())
     }
 
@@ -47,9 +46,6 @@ impl Catalog {
         }
         let status_changed_at = if known.status == status { known.status_changed_at } else { at.time };
         self.put_node(at, Node { status, status_changed_at, ..Node::clone(&known) });
-        if status == NodeStatus::Ready {
-            self.unblock_evals(at);
-        }
         Ok(())
     }
 
@@ -89,11 +85,7 @@ impl Catalog {
     }
 
     fn change_node(&mut self, at: At, node: Node) {
-        let placeable = node.is_placeable();
         self.put_node(at, node);
-        if placeable {
-            self.unblock_evals(at);
-        }
     }
 
     fn known_node(&self, id: NodeId) -> Result<&Arc<Node>, Refusal> {

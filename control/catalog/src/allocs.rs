@@ -2,6 +2,7 @@
 
 use crate::{At, Catalog};
 use imbl::OrdSet;
+use model::capacity::Usage;
 use model::{
     AllocId, AllocUpdate, Allocation, CheckState, Epoch, JobId, JobKind, Node, NodeId, Refusal, Table, TaskGroup,
     TaskState,
@@ -66,20 +67,46 @@ impl Catalog {
     /// The row and its secondary indices alone.
     pub(crate) fn insert_alloc(&mut self, alloc: Arc<Allocation>) {
         let id = alloc.id;
-        self.allocs_by_job.entry(alloc.job_id().clone()).or_default().insert(id);
-        self.allocs_by_node.entry(alloc.node_id).or_default().insert(id);
-        self.allocs.insert(id, alloc);
+        match self.allocs.insert(id, alloc.clone()) {
+            // An allocation stays on its node and of its job for good.
+            Some(before) if takes_the_same(&before, &alloc) => {}
+            Some(before) => {
+                self.give_back(&before);
+                self.take_up(&alloc);
+            }
+            None => {
+                self.allocs_by_job.entry(alloc.job_id().clone()).or_default().insert(id);
+                self.allocs_by_node.entry(alloc.node_id).or_default().insert(id);
+                self.take_up(&alloc);
+            }
+        }
+    }
+
+    fn take_up(&mut self, alloc: &Allocation) {
+        if alloc.is_live() {
+            Arc::make_mut(self.usage.entry(alloc.node_id).or_default()).add(alloc);
+        }
+    }
+
+    fn give_back(&mut self, alloc: &Allocation) {
+        let Some(usage) = self.usage.get_mut(&alloc.node_id).filter(|_| alloc.is_live()) else { return };
+        let usage = Arc::make_mut(usage);
+        usage.remove(alloc);
+        if *usage == Usage::default() {
+            self.usage.remove(&alloc.node_id);
+        }
     }
 
     pub(crate) fn forget_alloc(&mut self, at: At, id: AllocId) {
         let Some(alloc) = self.allocs.remove(&id) else { return };
         remove_member(&mut self.allocs_by_job, alloc.job_id(), id);
         remove_member(&mut self.allocs_by_node, &alloc.node_id, id);
+        self.give_back(&alloc);
         self.touch(Table::Allocs, at);
         self.refresh_instances(at, id);
     }
 
-    /// Ended allocations free capacity, may be the last that a purge waited for, and must not pile up.
+    /// Ended allocations may be the last that a purge waited for, and must not pile up.
     pub(crate) fn after_ends(&mut self, at: At, jobs: BTreeSet<JobId>) {
         if jobs.is_empty() {
             return;
@@ -89,7 +116,6 @@ impl Catalog {
             self.prune_allocs(at, &job_id);
             self.purge_if_done(at, &job_id);
         }
-        self.unblock_evals(at);
     }
 
     /// Forgets the oldest ended allocations beyond [`ENDED_MAX`], but never the newest of a slot: the scheduler reads from
@@ -118,6 +144,12 @@ impl Catalog {
         let group = self.job(alloc.job_id()).and_then(|job| job.group(&alloc.group));
         group.is_some_and(|group| alloc.slot < group.count)
     }
+}
+
+/// Whether neither row's node notices the difference.
+fn takes_the_same(before: &Allocation, after: &Allocation) -> bool {
+    let alike = before.is_live() == after.is_live();
+    alike && (!after.is_live() || (Arc::ptr_eq(&before.job, &after.job) && before.ports == after.ports))
 }
 
 pub(crate) fn remove_member<K: Ord + Clone, V: Ord + Clone>(

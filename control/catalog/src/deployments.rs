@@ -81,6 +81,7 @@ impl Catalog {
 
     /// All or nothing of what is asked for: a canary that does not work is no reason to go on.
     fn promote(&mut self, at: At, deployment: &mut Deployment, groups: &[String]) -> Result<(), Refusal> {
+        let (job_id, id) = (deployment.job_id.clone(), deployment.id);
         for name in groups {
             let group = deployment.groups.get_mut(name).filter(|group| group.awaits_promotion());
             let Some(group) = group else {
@@ -88,7 +89,7 @@ impl Catalog {
                     reason: format!("Task group {name:?} has no canaries to promote"),
                 });
             };
-            let healthy = self.healthy_canaries(deployment.id, name);
+            let healthy = self.healthy_canaries(&job_id, id, name);
             if healthy < group.desired_canaries {
                 let reason =
                     format!("Task group {name:?} has {healthy}/{} healthy allocations", group.desired_canaries);
@@ -96,25 +97,25 @@ impl Catalog {
             }
             group.promoted = true;
             group.require_progress_by = at.time.plus(group.progress_deadline);
-            self.unmark_canaries(at, deployment.id, name);
+            self.unmark_canaries(at, &job_id, id, name);
         }
         Ok(())
     }
 
-    fn healthy_canaries(&self, id: DeploymentId, group: &str) -> u32 {
+    fn healthy_canaries(&self, job_id: &JobId, id: DeploymentId, group: &str) -> u32 {
         let healthy = |alloc: &&Arc<Allocation>| {
             alloc.group == group
                 && takes_part(alloc, id)
                 && alloc.is_canary()
                 && alloc.health_in(id) == Some(Some(true))
         };
-        count(self.allocs.values().filter(healthy))
+        count(self.allocs_of_job(job_id).filter(healthy))
     }
 
     /// From here on they hold their slots like all others.
-    fn unmark_canaries(&mut self, at: At, id: DeploymentId, group: &str) {
+    fn unmark_canaries(&mut self, at: At, job_id: &JobId, id: DeploymentId, group: &str) {
         let canary = |alloc: &&Arc<Allocation>| alloc.group == group && takes_part(alloc, id) && alloc.is_canary();
-        let canaries: Vec<Arc<Allocation>> = self.allocs.values().filter(canary).cloned().collect();
+        let canaries: Vec<Arc<Allocation>> = self.allocs_of_job(job_id).filter(canary).cloned().collect();
         for alloc in canaries {
             let deployment = alloc.deployment.clone().map(|part| AllocDeployment { canary: false, ..part });
             self.put_alloc(at, Allocation { deployment, ..Allocation::clone(&alloc) });

@@ -1,9 +1,9 @@
-//! Evaluations: at most one immediate, one delayed and one blocked per job, and a short history.
+//! Evaluations: at most two immediate ones, one delayed and one blocked per job, and a short history.
 
 use crate::allocs::remove_member;
 use crate::{At, Catalog};
 use imbl::OrdSet;
-use model::{EvalId, EvalStatus, Evaluation, JobId, Table, Timestamp};
+use model::{EvalId, EvalStatus, Evaluation, Index, JobId, Table, Timestamp};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ impl Catalog {
         evals.iter().for_each(|eval| self.upsert_eval(at, eval));
     }
 
-    /// Stores the evaluation; a pending one cancels the older ones of its job that it makes superfluous.
+    /// Stores the evaluation; a pending one cancels those of its job that it makes superfluous.
     pub(crate) fn upsert_eval(&mut self, at: At, asked: &Evaluation) {
         let known = self.evals.get(&asked.id);
         // An id belongs to one job for good; anything else would leave the index by job wrong.
@@ -45,46 +45,37 @@ impl Catalog {
         self.evals.insert(eval.id, eval);
     }
 
-    /// Cancels every other evaluation of the job that waits for the same: an immediate one looks at the whole job, so it
-    /// covers blocked and immediate ones; a delayed one covers only delayed ones.
+    /// A delayed one takes the place of older delayed ones. Of the immediate ones the oldest may be worked on at this moment
+    /// and the newest knows of everything: those in between are superfluous.
     fn cancel_superfluous(&mut self, at: At, newer: &Evaluation) {
         let delayed = is_delayed(newer, at);
-        let covered = |other: &&Arc<Evaluation>| match other.status {
-            EvalStatus::Pending => is_delayed(other, at) == delayed,
-            EvalStatus::Blocked => !delayed,
-            _ => false,
-        };
-        self.cancel_others(at, newer, covered);
+        let pending =
+            |other: &&Arc<Evaluation>| other.status == EvalStatus::Pending && is_delayed(other, at) == delayed;
+        let others = self.evals_of_job(&newer.job_id).filter(|other| other.id != newer.id).filter(pending);
+        let oldest = others.map(|other| (other.created_at_index, other.id)).min().filter(|_| !delayed);
+        let kept = oldest.map(|(_, id)| id);
+        self.cancel_others(at, newer, |other| pending(other) && Some(other.id) != kept);
     }
 
-    /// Cancels the job's other blocked evaluations: the newest one knows best what could not be placed.
-    pub(crate) fn cancel_blocked(&mut self, at: At, newer: &Evaluation) {
-        self.cancel_others(at, newer, |other| other.status == EvalStatus::Blocked);
+    /// Cancels the job's other evaluations that a plan made from the state at `seen` has answered: pending ones that were
+    /// there already, and blocked ones, for the newest knows best what could not be placed.
+    pub(crate) fn cancel_covered(&mut self, at: At, newer: &Evaluation, seen: Index) {
+        self.cancel_others(at, newer, |other| match other.status {
+            EvalStatus::Pending => !is_delayed(other, at) && other.created_at_index <= seen,
+            EvalStatus::Blocked => true,
+            _ => false,
+        });
     }
 
     fn cancel_others(&mut self, at: At, newer: &Evaluation, covered: impl Fn(&&Arc<Evaluation>) -> bool) {
         let older = self.evals_of_job(&newer.job_id).filter(|other| other.id != newer.id);
         let canceled: Vec<Arc<Evaluation>> = older.filter(covered).cloned().collect();
         for eval in canceled {
-            let status_description = format!("canceled: evaluation {} is newer", newer.id);
+            let status_description = format!("canceled: evaluation {} covers it", newer.id);
             self.put_eval(
                 at,
                 Evaluation { status: EvalStatus::Canceled, status_description, ..Evaluation::clone(&eval) },
             );
-        }
-    }
-
-    /// Capacity may have become free: every blocked evaluation gets another look.
-    pub(crate) fn unblock_evals(&mut self, at: At) {
-        let blocked = self.evals.values().filter(|eval| eval.status == EvalStatus::Blocked);
-        let blocked: Vec<Arc<Evaluation>> = blocked.cloned().collect();
-        for eval in blocked {
-            let pending = Evaluation {
-                status: EvalStatus::Pending,
-                status_description: String::new(),
-                ..Evaluation::clone(&eval)
-            };
-            self.put_eval(at, pending);
         }
     }
 

@@ -30,7 +30,7 @@ use imbl::{OrdMap, OrdSet};
 use model::{
     AllocId, Allocation, Applied, Authority, Autopilot, Command, Deployment, DeploymentId, Envelope, EvalId,
     Evaluation, Founding, Index, Instance, Job, JobId, JobRecord, JoinToken, KvEntry, Node, NodeId, Refusal, ServerId,
-    ServerRecord, Table, Timestamp, Variable,
+    ServerRecord, Table, Timestamp, Variable, capacity,
 };
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -62,6 +62,8 @@ pub struct Catalog {
     // Derived from the tables above.
     allocs_by_job: OrdMap<JobId, OrdSet<AllocId>>,
     allocs_by_node: OrdMap<NodeId, OrdSet<AllocId>>,
+    /// What live allocations take from each node.
+    usage: OrdMap<NodeId, Arc<capacity::Usage>>,
     evals_by_job: OrdMap<JobId, OrdSet<EvalId>>,
     deployments_by_job: OrdMap<JobId, OrdSet<DeploymentId>>,
     instances: OrdMap<AllocId, Arc<[Instance]>>,
@@ -110,6 +112,7 @@ impl Default for Catalog {
             restored_at: Index::default(),
             allocs_by_job: OrdMap::new(),
             allocs_by_node: OrdMap::new(),
+            usage: OrdMap::new(),
             evals_by_job: OrdMap::new(),
             deployments_by_job: OrdMap::new(),
             instances: OrdMap::new(),

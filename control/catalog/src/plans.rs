@@ -3,7 +3,7 @@
 
 use crate::{At, Catalog};
 use model::{
-    AllocId, Allocation, ClientStatus, DesiredStatus, EvalStatus, Evaluation, Job, JobId, JobKind, NodeStatus, Plan,
+    AllocId, Allocation, ClientStatus, DesiredStatus, EvalStatus, Evaluation, Job, JobId, NodeId, NodeStatus, Plan,
     PlannedStop, Refusal, TaskGroup, UpdateOrder, capacity,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,9 +16,12 @@ impl Catalog {
         plan: &Plan,
         follow_up: Option<&Evaluation>,
     ) -> Result<Vec<AllocId>, Refusal> {
-        let eval = self.pending_eval(plan)?;
+        let eval = self.open_eval(plan)?;
         if let Some(follow_up) = follow_up.filter(|follow_up| follow_up.job_id != plan.job_id) {
             return Err(Refusal::EvalMismatch { id: follow_up.id, job_id: follow_up.job_id.clone() });
+        }
+        if self.is_outdated(plan) {
+            return Ok(parts_of(plan));
         }
         let mut dropped = Vec::new();
         let mut ended = false;
@@ -32,9 +35,13 @@ impl Catalog {
             self.start_deployment(at, &plan.job_id, deployment);
         }
         dropped.extend(plan.in_place.iter().filter(|id| !self.update_in_place(at, &plan.job_id, **id)));
-        dropped.extend(plan.placements.iter().filter(|alloc| !self.place(at, plan, alloc)).map(|alloc| alloc.id));
+        let mut holders = Holders::of(plan, self);
+        let left_out = plan.placements.iter().filter(|alloc| !self.place(at, plan, alloc, &mut holders));
+        dropped.extend(left_out.map(|alloc| alloc.id));
         self.count_deployment_of(at, &plan.job_id);
-        self.conclude(at, &eval, plan, dropped.is_empty());
+        if !plan.goes_on || !dropped.is_empty() {
+            self.conclude(at, &eval, plan, dropped.is_empty());
+        }
         if let Some(follow_up) = follow_up {
             self.upsert_eval(at, follow_up);
         }
@@ -44,12 +51,18 @@ impl Catalog {
         Ok(dropped)
     }
 
-    fn pending_eval(&self, plan: &Plan) -> Result<Arc<Evaluation>, Refusal> {
+    /// The job was registered anew or stopped after the state that the plan was made from: nothing of it can be trusted.
+    fn is_outdated(&self, plan: &Plan) -> bool {
+        self.jobs.get(&plan.job_id).is_some_and(|stored| stored.job_modified_at_index > plan.snapshot_index)
+    }
+
+    /// The evaluation that the plan answers. A blocked one is woken without a word in the log.
+    fn open_eval(&self, plan: &Plan) -> Result<Arc<Evaluation>, Refusal> {
         let eval = self.evals.get(&plan.eval_id).ok_or(Refusal::EvalUnknown { id: plan.eval_id })?;
         if eval.job_id != plan.job_id {
             return Err(Refusal::EvalMismatch { id: eval.id, job_id: eval.job_id.clone() });
         }
-        if eval.status != EvalStatus::Pending {
+        if !matches!(eval.status, EvalStatus::Pending | EvalStatus::Blocked) {
             return Err(Refusal::EvalNotPending { id: eval.id, status: eval.status });
         }
         Ok(eval.clone())
@@ -104,11 +117,12 @@ impl Catalog {
         true
     }
 
-    fn place(&mut self, at: At, plan: &Plan, asked: &Allocation) -> bool {
+    fn place(&mut self, at: At, plan: &Plan, asked: &Allocation, holders: &mut Holders) -> bool {
         let Some(job) = self.version_of(&plan.job_id, asked.job.version) else { return false };
-        if !self.is_placeable(plan, &job, asked) {
+        if !self.is_placeable(plan, &job, asked, holders) {
             return false;
         }
+        holders.add(asked);
         let deployment = self.part_in_deployment(at, &job, &asked.group, asked.is_canary());
         let node_name = self.nodes.get(&asked.node_id).map(|node| node.name.clone()).unwrap_or_default();
         self.put_alloc(
@@ -135,39 +149,21 @@ impl Catalog {
         self.job_versions(id).iter().find(|job| job.version == version).cloned()
     }
 
-    fn is_placeable(&self, plan: &Plan, job: &Job, asked: &Allocation) -> bool {
+    fn is_placeable(&self, plan: &Plan, job: &Job, asked: &Allocation, holders: &Holders) -> bool {
         let runs = self.job(&plan.job_id).is_some_and(|newest| !newest.stopped);
         *asked.job_id() == plan.job_id
             && runs
             && !self.allocs.contains_key(&asked.id)
-            && job
-                .group(&asked.group)
-                .is_some_and(|group| asked.slot < group.count && self.place_is_free(job, group, asked))
+            && job.group(&asked.group).is_some_and(|group| asked.slot < group.count && holders.leave_room(group, asked))
             && self.fits(job, asked)
-    }
-
-    /// An allocation that is to stop has given its slot up already, though not its resources. A canary, and the new one of
-    /// a start-first update, runs beside the one older version that still holds the slot.
-    fn place_is_free(&self, job: &Job, group: &TaskGroup, asked: &Allocation) -> bool {
-        let holders = self.allocs_of_job(asked.job_id()).filter(|other| {
-            let same_place =
-                other.slot == asked.slot && (job.kind != JobKind::System || other.node_id == asked.node_id);
-            other.group == asked.group && same_place && other.is_live() && other.desired == DesiredStatus::Run
-        });
-        let versions: Vec<u64> = holders.map(|other| other.job.version).collect();
-        let starts_first = group.update.is_some_and(|policy| policy.order == UpdateOrder::StartFirst);
-        match versions.as_slice() {
-            [] => true,
-            [older] => *older < asked.job.version && (asked.is_canary() || starts_first),
-            _ => false,
-        }
     }
 
     fn fits(&self, job: &Job, asked: &Allocation) -> bool {
         let Some(node) = self.nodes.get(&asked.node_id).filter(|node| node.is_placeable()) else { return false };
         let Some(group) = job.group(&asked.group) else { return false };
         let ports: Vec<u16> = asked.ports.iter().map(|port| port.host_port).collect();
-        let usage = capacity::Usage::of(self.allocs_of_node(node.id).map(Arc::as_ref));
+        let idle = capacity::Usage::default();
+        let usage = self.usage.get(&node.id).map_or(&idle, Arc::as_ref);
         usage.misfits(node, capacity::demand(group), &ports).is_empty() && usage.lacks_address(node, group).is_none()
     }
 
@@ -185,9 +181,55 @@ impl Catalog {
             status_description,
             failures: plan.failures.clone(),
             queued: plan.queued.clone(),
+            snapshot_index: plan.snapshot_index,
             ..eval.clone()
         };
         self.put_eval(at, concluded.clone());
-        self.cancel_blocked(at, &concluded);
+        if whole {
+            self.cancel_covered(at, &concluded, plan.snapshot_index);
+        }
     }
+}
+
+/// Which versions hold the places of the plan's job: its slots, and for what runs on every node the nodes.
+struct Holders {
+    versions: BTreeMap<Place, Vec<u64>>,
+}
+
+type Place = (String, u32, Option<NodeId>);
+
+impl Holders {
+    /// Read once for all of a plan's placements.
+    fn of(plan: &Plan, catalog: &Catalog) -> Self {
+        let mut holders = Self { versions: BTreeMap::new() };
+        if !plan.placements.is_empty() {
+            let running = catalog.allocs_of_job(&plan.job_id).filter(|alloc| alloc.is_live());
+            running.filter(|alloc| alloc.desired == DesiredStatus::Run).for_each(|alloc| holders.add(alloc));
+        }
+        holders
+    }
+
+    fn add(&mut self, alloc: &Allocation) {
+        self.versions.entry(place_of(alloc)).or_default().push(alloc.job.version);
+    }
+
+    /// An allocation that is to stop has given its slot up already, though not its resources. A canary, and the new one of
+    /// a start-first update, runs beside the one older version that still holds the slot.
+    fn leave_room(&self, group: &TaskGroup, asked: &Allocation) -> bool {
+        let starts_first = group.update.is_some_and(|policy| policy.order == UpdateOrder::StartFirst);
+        match self.versions.get(&place_of(asked)).map(Vec::as_slice).unwrap_or_default() {
+            [] => true,
+            [older] => *older < asked.job.version && (asked.is_canary() || starts_first),
+            _ => false,
+        }
+    }
+}
+
+fn place_of(alloc: &Allocation) -> Place {
+    (alloc.group.clone(), alloc.slot, alloc.job.kind.is_on_every_node().then_some(alloc.node_id))
+}
+
+fn parts_of(plan: &Plan) -> Vec<AllocId> {
+    let stops = plan.stops.iter().map(|stop| stop.alloc_id);
+    stops.chain(plan.in_place.iter().copied()).chain(plan.placements.iter().map(|alloc| alloc.id)).collect()
 }

@@ -237,15 +237,60 @@ fn only_a_down_node_has_its_allocations_declared_lost() {
 }
 
 #[test]
-fn a_plan_of_a_canceled_evaluation_is_refused() {
+fn of_many_evaluations_the_oldest_and_the_newest_stay_until_a_plan_covers_them() {
     let mut log = Log::running();
-    let old = log.new_eval("web");
-    log.must(Command::UpsertEvals(vec![old.clone()]));
+    let evals: Vec<Evaluation> = (0..4).map(|_| log.new_eval("web")).collect();
+    for eval in &evals {
+        log.must(Command::UpsertEvals(vec![eval.clone()]));
+    }
+    let status = |log: &Log, at: usize| log.state.eval(evals[at].id).unwrap().status;
+    use EvalStatus::{Canceled, Complete, Pending};
+    assert_eq!([0, 1, 2, 3].map(|at| status(&log, at)), [Pending, Canceled, Canceled, Pending]);
+    // The oldest was planned before the newest came: only what the plan has seen is covered by it.
+    let seen = log.state.eval(evals[3].id).unwrap().created_at_index;
+    let plan = Plan { snapshot_index: Index(seen.0 - 1), ..plan_of(&evals[0], Vec::new(), Vec::new()) };
+    log.must(Command::ApplyPlan { plan: Box::new(plan), follow_up: None });
+    assert_eq!([0, 3].map(|at| status(&log, at)), [Complete, Pending]);
+    let late = Box::new(plan_of(&evals[1], Vec::new(), Vec::new()));
+    let refusal = log.refused(Command::ApplyPlan { plan: late, follow_up: None });
+    assert_eq!(refusal, Refusal::EvalNotPending { id: evals[1].id, status: Canceled });
     let newer = log.new_eval("web");
-    log.must(Command::UpsertEvals(vec![newer]));
-    let plan = Box::new(plan_of(&old, Vec::new(), Vec::new()));
-    let refusal = log.refused(Command::ApplyPlan { plan, follow_up: None });
-    assert_eq!(refusal, Refusal::EvalNotPending { id: old.id, status: EvalStatus::Canceled });
+    log.must(Command::UpsertEvals(vec![newer.clone()]));
+    let plan = Box::new(plan_of(&newer, Vec::new(), Vec::new()));
+    log.must(Command::ApplyPlan { plan, follow_up: None });
+    assert_eq!(status(&log, 3), Canceled);
+}
+
+#[test]
+fn of_a_plan_for_an_older_job_nothing_takes_effect() {
+    let mut log = Log::ready();
+    log.must(Command::RegisterNode(Box::new(node(1, "n1"))));
+    log.register(job("web", 2));
+    let old_view = log.state.index();
+    let placed = placement(&log, "web", 0, 1);
+    log.register(job("web", 1));
+    let eval = log.new_eval("web");
+    log.must(Command::UpsertEvals(vec![eval.clone()]));
+    let plan = Plan { snapshot_index: old_view, ..plan_of(&eval, vec![placed], Vec::new()) };
+    let applied = log.must(Command::ApplyPlan { plan: Box::new(plan), follow_up: None });
+    assert_eq!((applied.dropped, log.state.allocs().count()), (vec![alloc_id(1)], 0));
+    assert_eq!(log.state.eval(eval.id).unwrap().status, EvalStatus::Pending);
+}
+
+#[test]
+fn a_plan_in_parts_concludes_its_evaluation_with_the_last() {
+    let mut log = Log::ready();
+    log.must(Command::RegisterNode(Box::new(node(1, "n1"))));
+    log.register(job("web", 2));
+    let eval = log.new_eval("web");
+    log.must(Command::UpsertEvals(vec![eval.clone()]));
+    for (slot, goes_on, status) in [(0, true, EvalStatus::Pending), (1, false, EvalStatus::Complete)] {
+        let placed = placement(&log, "web", slot, 1 + u128::from(slot));
+        let plan = Plan { goes_on, ..plan_of(&eval, vec![placed], Vec::new()) };
+        log.must(Command::ApplyPlan { plan: Box::new(plan), follow_up: None });
+        assert_eq!(log.state.eval(eval.id).unwrap().status, status);
+    }
+    assert_eq!(log.state.allocs().count(), 2);
 }
 
 #[test]
@@ -261,7 +306,7 @@ fn delayed_evaluations_stay_beside_immediate_ones() {
 }
 
 #[test]
-fn a_blocked_evaluation_is_pending_again_when_a_node_joins() {
+fn a_blocked_evaluation_takes_a_plan_when_there_is_room_again() {
     let mut log = Log::running();
     let eval = log.new_eval("web");
     log.must(Command::UpsertEvals(vec![eval.clone()]));
@@ -272,7 +317,9 @@ fn a_blocked_evaluation_is_pending_again_when_a_node_joins() {
     let blocked = log.state.eval(eval.id).unwrap().clone();
     assert_eq!((blocked.status, blocked.queued["main"]), (EvalStatus::Blocked, 3));
     log.must(Command::RegisterNode(Box::new(node(2, "n2"))));
-    assert_eq!(log.state.eval(eval.id).unwrap().status, EvalStatus::Pending);
+    assert_eq!(log.state.eval(eval.id).unwrap().status, EvalStatus::Blocked, "the leader's broker wakes it");
+    log.must(Command::ApplyPlan { plan: Box::new(plan_of(&eval, Vec::new(), Vec::new())), follow_up: None });
+    assert_eq!(log.state.eval(eval.id).unwrap().status, EvalStatus::Complete);
 }
 
 #[test]
@@ -433,7 +480,9 @@ fn plan_of(eval: &Evaluation, placements: Vec<Allocation>, stops: Vec<PlannedSto
     Plan {
         eval_id: eval.id,
         job_id: eval.job_id.clone(),
-        snapshot_index: Index(0),
+        // As if made from the newest state.
+        snapshot_index: Index(u64::MAX),
+        goes_on: false,
         stops,
         placements,
         in_place: Vec::new(),

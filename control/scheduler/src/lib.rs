@@ -58,6 +58,7 @@ pub fn explain(
         eval_id: eval.id,
         job_id: eval.job_id.clone(),
         snapshot_index: view.index,
+        goes_on: false,
         stops: Vec::new(),
         placements: Vec::new(),
         in_place: Vec::new(),

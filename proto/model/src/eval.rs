@@ -78,6 +78,8 @@ pub struct Plan {
     pub eval_id: EvalId,
     pub job_id: JobId,
     pub snapshot_index: Index,
+    /// More parts of it follow in commands of their own: the evaluation stays as it is.
+    pub goes_on: bool,
     pub stops: Vec<PlannedStop>,
     /// Complete allocations, `created_at_index` and `modified_at_index` left to the catalog.
     pub placements: Vec<Allocation>,

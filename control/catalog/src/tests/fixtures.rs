@@ -145,6 +145,7 @@ pub(super) fn eval(n: u128, job: &str) -> Evaluation {
         wait_until: Timestamp::NEVER,
         failures: BTreeMap::new(),
         queued: BTreeMap::new(),
+        snapshot_index: Index(0),
         created_at: Timestamp::NEVER,
         modified_at: Timestamp::NEVER,
         created_at_index: Index(0),
