@@ -46,8 +46,8 @@ pub use node::{Drain, DriverStatus, Eligibility, Node, NodeResources, NodeStatus
 pub use outcome::{Applied, Refusal};
 pub use placement::{Affinity, Constraint, Dependency, DeviceRequest, DisruptionBudget, Operator, Spread};
 pub use policy::{
-    DelayFunction, DisconnectPolicy, HealthCheck, Reconcile, ReschedulePolicy, RestartMode, RestartPolicy, UpdateOrder,
-    UpdatePolicy,
+    DelayFunction, DisconnectPolicy, HealthCheck, Reconcile, RescheduleGiven, ReschedulePolicy, RestartMode,
+    RestartPolicy, UpdateOrder, UpdatePolicy,
 };
 pub use routing::{RoutedNode, RoutedService, RoutingDelta, RoutingSnapshot};
 pub use schedule::{Parameterized, PayloadRule, Periodic};

@@ -221,6 +221,37 @@ impl ReschedulePolicy {
     }
 }
 
+/// What a `reschedule` block says; the rest is inherited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct RescheduleGiven {
+    pub attempts: Option<u32>,
+    pub interval: Option<Duration>,
+    pub delay: Option<Duration>,
+    pub delay_function: Option<DelayFunction>,
+    pub max_delay: Option<Duration>,
+    pub unlimited: Option<bool>,
+}
+
+impl RescheduleGiven {
+    /// Attempts and unlimited exclude each other: the one that is given unsets the other.
+    pub fn over(self, inherited: ReschedulePolicy) -> ReschedulePolicy {
+        let delay_function = self.delay_function.unwrap_or(inherited.delay_function);
+        let grows = delay_function != DelayFunction::Constant;
+        let longest = if grows && inherited.max_delay.is_zero() { ReschedulePolicy::SERVICE } else { inherited };
+        let by_attempts = self.attempts.map(|attempts| attempts == 0 && inherited.unlimited);
+        let unlimited = self.unlimited.or(by_attempts).unwrap_or(inherited.unlimited);
+        let attempts = self.attempts.unwrap_or(if unlimited { 0 } else { inherited.attempts });
+        ReschedulePolicy {
+            attempts,
+            interval: self.interval.unwrap_or(inherited.interval),
+            delay: self.delay.unwrap_or(inherited.delay),
+            delay_function,
+            max_delay: self.max_delay.unwrap_or(longest.max_delay),
+            unlimited,
+        }
+    }
+}
+
 impl Default for DisconnectPolicy {
     fn default() -> Self {
         Self { lost_after: Duration::ZERO, stop_on_client_after: None, replace: true, reconcile: Reconcile::BestScore }

@@ -1,7 +1,7 @@
 //! What single values of a job may be. Job files and JSON are read by different code with different ways to point at a
 //! mistake; both ask here, and the answer is the sentence a user reads.
 
-use crate::driver::TaskDriver;
+use crate::driver::{Plugin, PluginConfig, TaskDriver};
 use crate::job::{Job, JobKind, NetworkMode, Task, TaskGroup};
 use crate::placement::{Operator, Spread};
 use crate::policy::{DisconnectPolicy, ReschedulePolicy, RestartPolicy, UpdateOrder, UpdatePolicy};
@@ -21,6 +21,13 @@ pub const DEFAULT_PRIORITY: u8 = 50;
 pub const DEFAULT_MIGRATE_MAX_PARALLEL: u32 = 1;
 pub const DEFAULT_KILL_TIMEOUT: Duration = Duration::from_secs(5);
 pub const CHECK_TIME_MIN: Duration = Duration::from_secs(1);
+/// Of affinities and spreads.
+pub const DEFAULT_WEIGHT: u8 = 50;
+pub const WEIGHT_MAX: u16 = 1000;
+pub const DEFAULT_ARTIFACT_DESTINATION: &str = "local/";
+pub const DEFAULT_PERMS: &str = "0644";
+pub const DEFAULT_SPLAY: Duration = Duration::from_secs(5);
+pub const DEFAULT_CHANGE_SCRIPT_TIMEOUT: Duration = Duration::from_secs(5);
 pub const PAYLOAD_BYTES_MAX: usize = 16 << 10;
 const RESCHEDULE_DELAY_MIN: Duration = Duration::from_secs(5);
 const RESCHEDULE_INTERVAL_MIN: Duration = Duration::from_secs(15);
@@ -153,6 +160,74 @@ pub fn reschedule(policy: &ReschedulePolicy, kind: JobKind) -> Rule {
         (!acts || constant || policy.max_delay >= policy.delay, "max_delay must not be less than delay"),
     ];
     checks.into_iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, reason)| Err(reason.to_owned()))
+}
+
+/// What a job's blocks may say together.
+pub fn job(job: &Job) -> Rule {
+    let service_like = !job.kind.ends();
+    let checks = [
+        (job.periodic.is_none() || !service_like, "only batch and sysbatch jobs can be periodic"),
+        (job.parameterized.is_none() || !service_like, "only batch and sysbatch jobs can be parameterized"),
+        (job.periodic.is_none() || job.parameterized.is_none(), "a job is periodic or parameterized, not both"),
+        (job.depends_on.iter().all(|other| other.job != job.id.0), "a job cannot depend on itself"),
+    ];
+    checks.into_iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, reason)| Err(reason.to_owned()))
+}
+
+pub fn max_run_duration(kind: JobKind) -> Rule {
+    if kind.ends() { Ok(()) } else { Err("is for batch and sysbatch jobs".to_owned()) }
+}
+
+/// File mode bits in octal, such as `0644`.
+pub fn perms(text: &str) -> Result<u32, String> {
+    let bits = u32::from_str_radix(text, 8).ok().filter(|bits| *bits <= 0o777);
+    bits.ok_or_else(|| format!("`{text}` are not permissions; write for example \"0644\""))
+}
+
+/// A path below the task's directory; `${NOMAD_…}` may lead to one of its own directories.
+pub fn inside(path: &str) -> Rule {
+    if path.is_empty() {
+        return Err("must name a path in the task's directory".to_owned());
+    }
+    if path.split('/').any(|part| part == "..") {
+        return Err(format!("`{path}` leads out of the task's directory"));
+    }
+    Ok(())
+}
+
+/// A path as the task sees it.
+pub fn absolute(path: &str) -> Rule {
+    let plain = path.starts_with('/') && !path.split('/').any(|part| part == "..");
+    if plain { Ok(()) } else { Err(format!("`{path}` must be an absolute path without `..`")) }
+}
+
+/// What `lifecycle`, `leader` and volumes of a group's tasks may say together.
+pub fn tasks(group: &TaskGroup) -> Rule {
+    let leaders = group.tasks.iter().filter(|task| task.leader).count();
+    if leaders > 1 {
+        return Err("only one task of a group can be its leader".to_owned());
+    }
+    if !group.tasks.is_empty() && group.tasks.iter().all(|task| task.lifecycle.is_some()) {
+        return Err("a group needs a task without `lifecycle`".to_owned());
+    }
+    let mounts = group.tasks.iter().flat_map(|task| &task.volume_mounts);
+    for mount in mounts {
+        if !group.volumes.iter().any(|volume| volume.name == mount.volume) {
+            return Err(format!("`{}` is not a volume of the group", mount.volume));
+        }
+    }
+    Ok(())
+}
+
+/// A driver's `config` as a whole.
+pub fn plugin(config: &PluginConfig) -> Rule {
+    let has = |key: &str| config.text(key).is_some_and(|text| !text.is_empty());
+    match config.driver {
+        Plugin::Java if has("jar_path") == has("class") => {
+            Err("the java driver needs `jar_path` or `class`, and not both".to_owned())
+        }
+        _ => Ok(()),
+    }
 }
 
 pub fn affinity_weight(weight: i64) -> Result<i8, String> {

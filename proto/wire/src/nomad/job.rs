@@ -1,10 +1,8 @@
 //! The job as JSON. Every field is optional because Go's clients write `null` for what they leave out.
 
-use model::CheckKind;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 /// Keys beyond those of the struct, by name: what is not built, and what nobody knows.
 pub type Others = Map<String, Value>;
@@ -34,11 +32,27 @@ nomad_struct!(Job {
     datacenters: Vec<String>,
     node_pool: String,
     constraints: Vec<Constraint>,
+    affinities: Vec<Affinity>,
+    spreads: Vec<Spread>,
     meta: BTreeMap<String, String>,
     /// The default of its groups; answers carry it there.
     update: UpdateStrategy,
     migrate: MigrateStrategy,
+    reschedule: ReschedulePolicy,
     task_groups: Vec<TaskGroup>,
+    periodic: PeriodicConfig,
+    parameterized_job: ParameterizedJobConfig,
+    /// Ours: what has to work first.
+    depends_on: Vec<Dependency>,
+    /// Ours.
+    disruption: Disruption,
+    /// The job it was made from; only in answers.
+    #[serde(rename = "ParentID")]
+    parent_id: String,
+    /// Made by a dispatch; only in answers.
+    dispatched: bool,
+    /// Base64; only in answers.
+    payload: String,
     stop: bool,
     version: u64,
     submit_time: i64,
@@ -55,7 +69,17 @@ nomad_struct!(TaskGroup {
     name: String,
     count: i64,
     constraints: Vec<Constraint>,
+    affinities: Vec<Affinity>,
+    spreads: Vec<Spread>,
     restart_policy: RestartPolicy,
+    reschedule_policy: ReschedulePolicy,
+    disconnect: DisconnectStrategy,
+    /// Older clients' words for `Disconnect`.
+    max_client_disconnect: i64,
+    stop_after_client_disconnect: i64,
+    volumes: BTreeMap<String, VolumeRequest>,
+    shutdown_delay: i64,
+    max_run_duration: i64,
     networks: Vec<NetworkResource>,
     services: Vec<Service>,
     tasks: Vec<Task>,
@@ -93,8 +117,16 @@ nomad_struct!(Task {
     config: Map<String, Value>,
     env: BTreeMap<String, String>,
     constraints: Vec<Constraint>,
+    affinities: Vec<Affinity>,
     resources: Resources,
     restart_policy: RestartPolicy,
+    lifecycle: Lifecycle,
+    leader: bool,
+    shutdown_delay: i64,
+    artifacts: Vec<Artifact>,
+    templates: Vec<Template>,
+    volume_mounts: Vec<VolumeMount>,
+    dispatch_payload: DispatchPayload,
     services: Vec<Service>,
     meta: BTreeMap<String, String>,
     kill_timeout: i64,
@@ -110,19 +142,124 @@ nomad_struct!(Constraint {
     operand: String,
 });
 
+nomad_struct!(Affinity {
+    #[serde(rename = "LTarget")]
+    l_target: String,
+    #[serde(rename = "RTarget")]
+    r_target: String,
+    operand: String,
+    weight: i64,
+});
+
+nomad_struct!(Spread { attribute: String, weight: i64, spread_target: Vec<SpreadTarget> });
+
+nomad_struct!(SpreadTarget { value: String, percent: i64 });
+
+nomad_struct!(Dependency { job: String, group: String });
+
+nomad_struct!(Disruption { max_unavailable: i64 });
+
+nomad_struct!(PeriodicConfig {
+    enabled: bool,
+    spec: String,
+    specs: Vec<String>,
+    spec_type: String,
+    prohibit_overlap: bool,
+    time_zone: String,
+});
+
+nomad_struct!(ParameterizedJobConfig {
+    payload: String,
+    meta_required: Vec<String>,
+    meta_optional: Vec<String>,
+});
+
+nomad_struct!(ReschedulePolicy {
+    attempts: i64,
+    interval: i64,
+    delay: i64,
+    delay_function: String,
+    max_delay: i64,
+    unlimited: bool,
+});
+
+nomad_struct!(DisconnectStrategy { lost_after: i64, stop_on_client_after: i64, replace: bool, reconcile: String });
+
+nomad_struct!(VolumeRequest {
+    name: String,
+    #[serde(rename = "Type")]
+    kind: String,
+    source: String,
+    read_only: bool,
+    per_alloc: bool,
+});
+
+nomad_struct!(VolumeMount { volume: String, destination: String, read_only: bool, propagation_mode: String });
+
+nomad_struct!(Lifecycle { hook: String, sidecar: bool });
+
+nomad_struct!(DispatchPayload { file: String });
+
+nomad_struct!(Artifact {
+    getter_source: String,
+    getter_options: BTreeMap<String, String>,
+    getter_headers: BTreeMap<String, String>,
+    getter_mode: String,
+    getter_insecure: bool,
+    relative_dest: String,
+    chown: bool,
+});
+
+nomad_struct!(Template {
+    source_path: String,
+    embedded_tmpl: String,
+    dest_path: String,
+    change_mode: String,
+    change_signal: String,
+    change_script: ChangeScript,
+    splay: i64,
+    perms: String,
+    uid: i64,
+    gid: i64,
+    left_delim: String,
+    right_delim: String,
+    envvars: bool,
+    once: bool,
+    err_missing_key: bool,
+    wait: WaitConfig,
+});
+
+nomad_struct!(ChangeScript { command: String, args: Vec<String>, timeout: i64, fail_on_error: bool });
+
+nomad_struct!(WaitConfig { min: i64, max: i64 });
+
+nomad_struct!(RequestedDevice {
+    name: String,
+    count: i64,
+    constraints: Vec<Constraint>,
+    affinities: Vec<Affinity>,
+});
+
 nomad_struct!(RestartPolicy { attempts: i64, interval: i64, delay: i64, mode: String });
 
 nomad_struct!(NetworkResource {
     mode: String,
     dynamic_ports: Vec<Port>,
     reserved_ports: Vec<Port>,
+    hostname: String,
+    #[serde(rename = "DNS")]
+    dns: DnsConfig,
 });
+
+nomad_struct!(DnsConfig { servers: Vec<String>, searches: Vec<String>, options: Vec<String> });
 
 nomad_struct!(Port { label: String, value: i64, to: i64, host_network: String });
 
 nomad_struct!(EphemeralDisk {
     #[serde(rename = "SizeMB")]
     size_mb: i64,
+    sticky: bool,
+    migrate: bool,
 });
 
 nomad_struct!(Resources {
@@ -130,6 +267,10 @@ nomad_struct!(Resources {
     cpu: i64,
     #[serde(rename = "MemoryMB")]
     memory_mb: i64,
+    #[serde(rename = "MemoryMaxMB")]
+    memory_max_mb: i64,
+    cores: i64,
+    devices: Vec<RequestedDevice>,
 });
 
 nomad_struct!(LogConfig {
@@ -146,7 +287,16 @@ nomad_struct!(Service {
     meta: BTreeMap<String, String>,
     checks: Vec<ServiceCheck>,
     task_name: String,
+    canary_tags: Vec<String>,
+    canary_meta: BTreeMap<String, String>,
+    weights: Weights,
+    check_restart: CheckRestart,
+    on_update: String,
 });
+
+nomad_struct!(Weights { passing: i64, warning: i64 });
+
+nomad_struct!(CheckRestart { limit: i64, grace: i64, ignore_warnings: bool });
 
 nomad_struct!(ServiceCheck {
     name: String,
@@ -157,231 +307,23 @@ nomad_struct!(ServiceCheck {
     port_label: String,
     interval: i64,
     timeout: i64,
+    command: String,
+    args: Vec<String>,
+    header: BTreeMap<String, Vec<String>>,
+    body: String,
+    protocol: String,
+    #[serde(rename = "TLSServerName")]
+    tls_server_name: String,
+    #[serde(rename = "TLSSkipVerify")]
+    tls_skip_verify: bool,
+    #[serde(rename = "GRPCService")]
+    grpc_service: String,
+    #[serde(rename = "GRPCUseTLS")]
+    grpc_use_tls: bool,
+    initial_status: String,
+    success_before_passing: i64,
+    failures_before_critical: i64,
+    check_restart: CheckRestart,
+    on_update: String,
+    task_name: String,
 });
-
-fn nanos(duration: Duration) -> Option<i64> {
-    Some(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX))
-}
-
-fn int(value: u64) -> Option<i64> {
-    Some(i64::try_from(value).unwrap_or(i64::MAX))
-}
-
-fn each<'a, M, N: From<&'a M>>(values: &'a [M]) -> Option<Vec<N>> {
-    Some(values.iter().map(N::from).collect())
-}
-
-/// What every client may expect of a job and this version never has, so that none of them stumbles over its absence.
-fn absent(names: &[&str]) -> Others {
-    names.iter().map(|name| ((*name).to_owned(), Value::Null)).collect()
-}
-
-impl From<&model::Job> for Job {
-    fn from(job: &model::Job) -> Self {
-        Self {
-            id: Some(job.id.0.clone()),
-            name: Some(job.name.clone()),
-            namespace: Some(job.namespace.clone()),
-            region: Some(job.region.clone()),
-            kind: Some(job.kind.as_str().to_owned()),
-            priority: int(u64::from(job.priority)),
-            datacenters: Some(job.datacenters.clone()),
-            node_pool: Some(job.node_pool.clone()),
-            constraints: each(&job.constraints),
-            meta: Some(job.meta.clone()),
-            update: None,
-            migrate: None,
-            task_groups: each(&job.groups),
-            stop: Some(job.stopped),
-            version: Some(job.version),
-            submit_time: int(job.submitted_at.0),
-            status: None,
-            status_description: None,
-            stable: Some(job.stable),
-            create_index: None,
-            modify_index: None,
-            job_modify_index: None,
-            others: absent(&["Affinities", "Spreads", "Periodic", "ParameterizedJob", "Multiregion"]),
-        }
-    }
-}
-
-impl From<&model::TaskGroup> for TaskGroup {
-    fn from(group: &model::TaskGroup) -> Self {
-        Self {
-            name: Some(group.name.clone()),
-            count: int(u64::from(group.count)),
-            constraints: each(&group.constraints),
-            restart_policy: Some((&group.restart).into()),
-            networks: Some(group.network.iter().map(NetworkResource::from).collect()),
-            services: each(&group.services),
-            tasks: each(&group.tasks),
-            meta: Some(group.meta.clone()),
-            ephemeral_disk: Some(EphemeralDisk { size_mb: int(group.disk_mb), others: Others::new() }),
-            update: group.update.as_ref().map(UpdateStrategy::from),
-            migrate: Some(MigrateStrategy::of(group.migrate_max_parallel)),
-            others: absent(&["Affinities", "Spreads", "Scaling", "Volumes"]),
-        }
-    }
-}
-
-impl From<&model::UpdatePolicy> for UpdateStrategy {
-    fn from(policy: &model::UpdatePolicy) -> Self {
-        Self {
-            stagger: nanos(policy.stagger),
-            max_parallel: int(u64::from(policy.max_parallel)),
-            health_check: Some(policy.health_check.as_str().to_owned()),
-            min_healthy_time: nanos(policy.min_healthy_time),
-            healthy_deadline: nanos(policy.healthy_deadline),
-            progress_deadline: nanos(policy.progress_deadline),
-            canary: int(u64::from(policy.canary)),
-            auto_revert: Some(policy.auto_revert),
-            auto_promote: Some(policy.auto_promote),
-            order: Some(policy.order.as_str().to_owned()),
-            others: Others::new(),
-        }
-    }
-}
-
-impl MigrateStrategy {
-    /// With the defaults of what is not built.
-    fn of(max_parallel: u32) -> Self {
-        Self {
-            max_parallel: int(u64::from(max_parallel)),
-            health_check: Some("checks".to_owned()),
-            min_healthy_time: nanos(Duration::from_secs(10)),
-            healthy_deadline: nanos(Duration::from_secs(300)),
-            others: Others::new(),
-        }
-    }
-}
-
-impl From<&model::Task> for Task {
-    fn from(task: &model::Task) -> Self {
-        Self {
-            name: Some(task.name.clone()),
-            driver: Some(task.driver.name().to_owned()),
-            user: Some(task.user.clone().unwrap_or_default()),
-            config: Some(super::config::of_driver(&task.driver)),
-            env: Some(task.env.clone()),
-            constraints: each(&task.constraints),
-            resources: Some((&task.resources).into()),
-            restart_policy: None,
-            services: each(&task.services),
-            meta: Some(task.meta.clone()),
-            kill_timeout: nanos(task.kill_timeout),
-            kill_signal: Some(task.kill_signal.clone().unwrap_or_default()),
-            log_config: Some((&task.logs).into()),
-            others: absent(&["Affinities", "Artifacts", "Lifecycle", "Templates", "Vault", "VolumeMounts"]),
-        }
-    }
-}
-
-impl From<&model::Constraint> for Constraint {
-    fn from(constraint: &model::Constraint) -> Self {
-        Self {
-            l_target: Some(constraint.attribute.clone()),
-            r_target: Some(constraint.value.clone()),
-            operand: Some(constraint.operator.as_str().to_owned()),
-            others: Others::new(),
-        }
-    }
-}
-
-impl From<&model::RestartPolicy> for RestartPolicy {
-    fn from(policy: &model::RestartPolicy) -> Self {
-        let mode = match policy.mode {
-            model::RestartMode::Fail => "fail",
-            model::RestartMode::Delay => "delay",
-        };
-        Self {
-            attempts: int(u64::from(policy.attempts)),
-            interval: nanos(policy.interval),
-            delay: nanos(policy.delay),
-            mode: Some(mode.to_owned()),
-            others: Others::new(),
-        }
-    }
-}
-
-impl From<&model::Network> for NetworkResource {
-    fn from(network: &model::Network) -> Self {
-        let mode = match network.mode {
-            model::NetworkMode::Host => "host",
-            model::NetworkMode::Bridge => "bridge",
-            model::NetworkMode::None => "none",
-        };
-        let (reserved, dynamic): (Vec<_>, Vec<_>) = network.ports.iter().partition(|port| port.static_port.is_some());
-        Self {
-            mode: Some(mode.to_owned()),
-            dynamic_ports: Some(dynamic.into_iter().map(Port::from).collect()),
-            reserved_ports: Some(reserved.into_iter().map(Port::from).collect()),
-            others: Others::new(),
-        }
-    }
-}
-
-impl From<&model::PortRequest> for Port {
-    fn from(port: &model::PortRequest) -> Self {
-        Self {
-            label: Some(port.label.clone()),
-            value: Some(port.static_port.map_or(0, i64::from)),
-            to: Some(port.to.map_or(0, i64::from)),
-            host_network: Some("default".to_owned()),
-            others: Others::new(),
-        }
-    }
-}
-
-impl From<&model::Resources> for Resources {
-    fn from(resources: &model::Resources) -> Self {
-        Self { cpu: int(resources.cpu_mhz), memory_mb: int(resources.memory_mb), others: Others::new() }
-    }
-}
-
-impl From<&model::LogConfig> for LogConfig {
-    fn from(logs: &model::LogConfig) -> Self {
-        Self {
-            max_files: int(u64::from(logs.files_max)),
-            max_file_size_mb: int(u64::from(logs.file_size_mb_max)),
-            others: Others::new(),
-        }
-    }
-}
-
-impl From<&model::Service> for Service {
-    fn from(service: &model::Service) -> Self {
-        Self {
-            name: Some(service.name.clone()),
-            tags: Some(service.tags.clone()),
-            port_label: Some(service.port_label.clone().unwrap_or_default()),
-            provider: Some("nomad".to_owned()),
-            meta: Some(service.meta.clone()),
-            checks: each(&service.checks),
-            task_name: Some(String::new()),
-            others: Others::new(),
-        }
-    }
-}
-
-impl From<&model::Check> for ServiceCheck {
-    fn from(check: &model::Check) -> Self {
-        let (kind, method, path) = match &check.kind {
-            CheckKind::Http { method, path, .. } => ("http", method.as_str(), path.as_str()),
-            CheckKind::Tcp => ("tcp", "", ""),
-            CheckKind::Grpc { .. } => ("grpc", "", ""),
-            CheckKind::Script { .. } => ("script", "", ""),
-            CheckKind::Ttl => ("ttl", "", ""),
-        };
-        Self {
-            name: Some(check.name.clone()),
-            kind: Some(kind.to_owned()),
-            method: Some(method.to_owned()),
-            path: Some(path.to_owned()),
-            port_label: Some(check.port_label.clone().unwrap_or_default()),
-            interval: nanos(check.interval),
-            timeout: nanos(check.timeout),
-            others: Others::new(),
-        }
-    }
-}

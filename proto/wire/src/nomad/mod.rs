@@ -7,8 +7,12 @@
 mod config;
 mod diff;
 mod job;
+mod read_files;
 mod read_job;
+mod read_placement;
+mod read_policy;
 mod views;
+mod write_job;
 
 pub use diff::{DiffType, FieldDiff, GroupDiff, JobDiff, ObjectDiff, TaskDiff, diff_jobs};
 pub use job::*;

@@ -1,9 +1,10 @@
 //! From JSON to `model::Job`: defaults filled in, every problem found and named by its path.
 
+use super::config::{self, ConfigProblem};
 use super::job::*;
 use model::{
-    CheckKind, Constraint as ModelConstraint, ExecConfig, HealthCheck, Job as ModelJob, JobKind, NetworkMode, Operator,
-    PortRequest, RestartMode, Task as ModelTask, TaskDriver, TaskGroup as ModelGroup, UpdateOrder, UpdatePolicy, rules,
+    CheckKind, CheckTls, ExecConfig, Job as ModelJob, JobKind, NetworkMode, OnUpdate, Plugin, PluginConfig,
+    PortRequest, Task as ModelTask, TaskDriver, TaskGroup as ModelGroup, rules,
 };
 use serde_json::{Value, json};
 use std::fmt;
@@ -58,111 +59,60 @@ impl TryFrom<Job> for ModelJob {
     }
 }
 
-const JOB_NOT_BUILT: [&str; 9] = [
-    "Affinities",
-    "AllAtOnce",
-    "Dispatched",
-    "Multiregion",
-    "ParameterizedJob",
-    "Payload",
-    "Periodic",
-    "Reschedule",
-    "Spreads",
-];
-const GROUP_NOT_BUILT: [&str; 12] = [
-    "Affinities",
-    "Consul",
-    "Disconnect",
-    "MaxClientDisconnect",
-    "MaxRunDuration",
-    "PreventRescheduleOnLost",
-    "ReschedulePolicy",
-    "Scaling",
-    "ShutdownDelay",
-    "Spreads",
-    "StopAfterClientDisconnect",
-    "Volumes",
-];
-const TASK_NOT_BUILT: [&str; 18] = [
+const JOB_NOT_BUILT: [&str; 2] = ["AllAtOnce", "Multiregion"];
+const GROUP_NOT_BUILT: [&str; 3] = ["Consul", "PreventRescheduleOnLost", "Scaling"];
+const TASK_NOT_BUILT: [&str; 10] = [
     "Actions",
-    "Affinities",
-    "Artifacts",
     "CSIPluginConfig",
     "Consul",
-    "DispatchPayload",
     "Identities",
     "Identity",
     "Kind",
-    "Leader",
-    "Lifecycle",
     "ScalingPolicies",
     "Schedule",
     "Secrets",
-    "ShutdownDelay",
-    "Templates",
     "Vault",
-    "VolumeMounts",
 ];
-const RESOURCES_NOT_BUILT: [&str; 8] =
-    ["Cores", "Devices", "DiskMB", "IOPS", "MemoryMaxMB", "NUMA", "Networks", "SecretsMB"];
-const NETWORK_NOT_BUILT: [&str; 6] = ["CIDR", "CNI", "DNS", "Hostname", "IP", "MBits"];
-const SERVICE_NOT_BUILT: [&str; 14] = [
-    "Address",
-    "AddressMode",
-    "CanaryMeta",
-    "CanaryTags",
-    "CheckRestart",
-    "Cluster",
-    "Connect",
-    "EnableTagOverride",
-    "Identity",
-    "Kind",
-    "OnUpdate",
-    "TaggedAddresses",
-    "Weights",
-    "Id",
-];
-const CHECK_NOT_BUILT: [&str; 19] = [
-    "AddressMode",
-    "Args",
-    "Body",
-    "CheckRestart",
-    "Command",
-    "Expose",
-    "FailuresBeforeCritical",
-    "FailuresBeforeWarning",
-    "GRPCService",
-    "GRPCUseTLS",
-    "Header",
-    "InitialStatus",
-    "Notes",
-    "OnUpdate",
-    "Protocol",
-    "SuccessBeforePassing",
-    "TLSServerName",
-    "TLSSkipVerify",
-    "TaskName",
-];
+const RESOURCES_NOT_BUILT: [&str; 5] = ["DiskMB", "IOPS", "NUMA", "Networks", "SecretsMB"];
+const NETWORK_NOT_BUILT: [&str; 4] = ["CIDR", "CNI", "IP", "MBits"];
+const SERVICE_NOT_BUILT: [&str; 9] =
+    ["Address", "AddressMode", "Cluster", "Connect", "EnableTagOverride", "Identity", "Kind", "TaggedAddresses", "Id"];
+const CHECK_NOT_BUILT: [&str; 4] = ["AddressMode", "Expose", "FailuresBeforeWarning", "Notes"];
 
 /// What Nomad's clients fill in for a block that the user left out; the same as leaving it out.
 fn client_default(name: &str) -> Value {
-    const SECOND: u64 = 1_000_000_000;
     match name {
-        "Reschedule" | "ReschedulePolicy" => json!({
-            "Delay": 30 * SECOND, "DelayFunction": "exponential", "MaxDelay": 3600 * SECOND, "Unlimited": true,
-        }),
         "Consul" => json!({ "Cluster": "default" }),
         "AddressMode" => json!("auto"),
         "Cluster" => json!("default"),
-        "OnUpdate" => json!("require_healthy"),
-        "Protocol" => json!("http"),
-        "Weights" => json!({ "Passing": 1, "Warning": 1 }),
         _ => Value::Null,
     }
 }
 
+/// The JSON name of what job files call `name`.
+fn field_name(name: &str) -> String {
+    let known = match name {
+        "affinity" => "Affinities",
+        "spread" => "Spreads",
+        "artifact" => "Artifacts",
+        "template" => "Templates",
+        "volume" => "Volumes",
+        "volume_mount" => "VolumeMounts",
+        "parameterized" => "ParameterizedJob",
+        "restart" => "RestartPolicy",
+        "reschedule" => "ReschedulePolicy",
+        "network" => "Networks",
+        _ => "",
+    };
+    if !known.is_empty() {
+        return known.to_owned();
+    }
+    let word = |word: &str| word[..1].to_ascii_uppercase() + &word[1..];
+    name.split('_').filter(|part| !part.is_empty()).map(word).collect()
+}
+
 /// Whether a value says no more than leaving it out.
-fn says_nothing(value: &Value, default: &Value) -> bool {
+pub(super) fn says_nothing(value: &Value, default: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::Array(items) => items.is_empty(),
@@ -178,22 +128,32 @@ fn says_nothing(value: &Value, default: &Value) -> bool {
 }
 
 #[derive(Default)]
-struct Reader {
-    problems: Vec<JobProblem>,
+pub(super) struct Reader {
+    pub(super) problems: Vec<JobProblem>,
 }
 
 impl Reader {
-    fn invalid(&mut self, path: &str, reason: impl Into<String>) {
+    /// What was read and is not acted on.
+    pub(super) fn unbuilt(&mut self, path: &str, names: Vec<&'static str>) {
+        let problem = |name| JobProblem::NotBuilt { path: format!("{path}.{}", field_name(name)) };
+        self.problems.extend(names.into_iter().map(problem));
+    }
+
+    pub(super) fn missing(&mut self, path: String) {
+        self.problems.push(JobProblem::Missing { path });
+    }
+
+    pub(super) fn invalid(&mut self, path: &str, reason: impl Into<String>) {
         self.problems.push(JobProblem::Invalid { path: path.to_owned(), reason: reason.into() });
     }
 
-    fn rule(&mut self, path: &str, outcome: Result<(), String>) {
+    pub(super) fn rule(&mut self, path: &str, outcome: Result<(), String>) {
         if let Err(reason) = outcome {
             self.invalid(path, reason);
         }
     }
 
-    fn not_built(&mut self, path: &str, names: &[&str], others: &Others) {
+    pub(super) fn not_built(&mut self, path: &str, names: &[&str], others: &Others) {
         for name in names {
             if others.get(*name).is_some_and(|value| !says_nothing(value, &client_default(name))) {
                 self.problems.push(JobProblem::NotBuilt { path: format!("{path}.{name}") });
@@ -201,7 +161,7 @@ impl Reader {
         }
     }
 
-    fn text(&mut self, value: Option<String>, path: &str) -> String {
+    pub(super) fn text(&mut self, value: Option<String>, path: &str) -> String {
         match value {
             Some(text) if !text.is_empty() => text,
             _ => {
@@ -212,7 +172,14 @@ impl Reader {
     }
 
     /// An integer within `min..=max`, or the default when absent.
-    fn number<T: TryFrom<i64>>(&mut self, value: Option<i64>, default: T, min: i64, max: i64, path: &str) -> T {
+    pub(super) fn number<T: TryFrom<i64>>(
+        &mut self,
+        value: Option<i64>,
+        default: T,
+        min: i64,
+        max: i64,
+        path: &str,
+    ) -> T {
         let Some(value) = value else { return default };
         match T::try_from(value) {
             Ok(number) if (min..=max).contains(&value) => number,
@@ -223,7 +190,7 @@ impl Reader {
         }
     }
 
-    fn duration(&mut self, value: Option<i64>, default: Duration, path: &str) -> Duration {
+    pub(super) fn duration(&mut self, value: Option<i64>, default: Duration, path: &str) -> Duration {
         let Some(value) = value else { return default };
         u64::try_from(value).map(Duration::from_nanos).unwrap_or_else(|_| {
             self.invalid(path, "a duration cannot be negative");
@@ -236,7 +203,8 @@ impl Reader {
         let id = self.text(job.id, "Job.ID");
         self.rule("Job.ID", rules::name(if id.is_empty() { "-" } else { &id }));
         let kind = self.kind(job.kind.as_deref());
-        let policies = Policies { kind, update: job.update, migrate: job.migrate };
+        let reschedule = self.reschedule(job.reschedule, model::ReschedulePolicy::default_of(kind), "Job.Reschedule");
+        let policies = Policies { kind, update: job.update, migrate: job.migrate, reschedule };
         let groups: Vec<TaskGroup> = job.task_groups.unwrap_or_default();
         if groups.is_empty() {
             self.problems.push(JobProblem::Missing { path: "Job.TaskGroups".to_owned() });
@@ -245,7 +213,7 @@ impl Reader {
         let groups: Vec<ModelGroup> = groups.into_iter().enumerate().map(read).collect();
         self.unique("Job.TaskGroups", groups.iter().map(|group| group.name.as_str()));
         self.rule("Job.TaskGroups", rules::alloc_total(&groups));
-        ModelJob {
+        let read = ModelJob {
             name: job.name.filter(|name| !name.is_empty()).unwrap_or_else(|| id.clone()),
             namespace: self.only(job.namespace, "default", "Job.Namespace"),
             region: self.only(job.region, "global", "Job.Region"),
@@ -260,11 +228,20 @@ impl Reader {
             datacenters: job.datacenters.filter(|list| !list.is_empty()).unwrap_or_else(|| vec!["*".to_owned()]),
             node_pool: or_default(job.node_pool, "default"),
             constraints: self.constraints(job.constraints, "Job.Constraints"),
+            affinities: self.affinities(job.affinities, "Job.Affinities"),
+            spreads: self.spreads(job.spreads, "Job.Spreads"),
             meta: job.meta.unwrap_or_default(),
             groups,
+            periodic: job.periodic.and_then(|periodic| self.periodic(periodic)),
+            parameterized: job.parameterized_job.and_then(|parameterized| self.parameterized(parameterized)),
+            depends_on: self.dependencies(job.depends_on),
+            disruption: self.disruption(job.disruption),
             stopped: job.stop.unwrap_or(false),
             ..ModelJob::named(&id)
-        }
+        };
+        self.rule("Job", rules::job(&read));
+        self.unbuilt("Job", rules::unbuilt_in_job(&read));
+        read
     }
 
     /// The one value that is built.
@@ -275,7 +252,7 @@ impl Reader {
         built.to_owned()
     }
 
-    fn unique<'a>(&mut self, path: &str, names: impl Iterator<Item = &'a str>) {
+    pub(super) fn unique<'a>(&mut self, path: &str, names: impl Iterator<Item = &'a str>) {
         if let Some(name) = rules::duplicate(names) {
             self.invalid(path, format!("the name {name:?} is used twice"));
         }
@@ -287,7 +264,7 @@ impl Reader {
             Ok(kind) => kind,
             Err(rules::KindRefusal::NotBuilt) => {
                 self.problems.push(JobProblem::NotBuilt { path: format!("Job.Type \"{text}\"") });
-                JobKind::Service
+                JobKind::parse(text).unwrap_or(JobKind::Service)
             }
             Err(rules::KindRefusal::Unknown) => {
                 self.invalid("Job.Type", format!("{text:?} is not a job type; use \"service\""));
@@ -296,11 +273,7 @@ impl Reader {
         }
     }
 
-    fn group(&mut self, mut group: TaskGroup, job: &str, of_job: &Policies, path: &str) -> ModelGroup {
-        // For system jobs, a policy of zeros is what clients fill in.
-        if of_job.kind == JobKind::System {
-            group.others.retain(|name, value| name != "ReschedulePolicy" || !says_nothing(value, &Value::Null));
-        }
+    fn group(&mut self, group: TaskGroup, job: &str, of_job: &Policies, path: &str) -> ModelGroup {
         self.not_built(path, &GROUP_NOT_BUILT, &group.others);
         let name = self.text(group.name, &format!("{path}.Name"));
         self.rule(&format!("{path}.Name"), rules::name(if name.is_empty() { "-" } else { &name }));
@@ -315,121 +288,47 @@ impl Reader {
         let read = |(at, task)| self.task(task, &scope, &format!("{path}.Tasks[{at}]"));
         let tasks: Vec<ModelTask> = group.tasks.unwrap_or_default().into_iter().enumerate().map(read).collect();
         self.unique(&format!("{path}.Tasks"), tasks.iter().map(|task| task.name.as_str()));
-        ModelGroup {
+        let disk = group.ephemeral_disk.unwrap_or_default();
+        let reschedule =
+            self.reschedule(group.reschedule_policy, of_job.reschedule, &format!("{path}.ReschedulePolicy"));
+        self.rule(&format!("{path}.ReschedulePolicy"), rules::reschedule(&reschedule, of_job.kind));
+        let legacy = (group.max_client_disconnect, group.stop_after_client_disconnect);
+        let read = ModelGroup {
             count: self.number(group.count, 1, 0, i64::from(rules::ALLOCS_PER_JOB_MAX), &format!("{path}.Count")),
             constraints: self.constraints(group.constraints, &format!("{path}.Constraints")),
+            affinities: self.affinities(group.affinities, &format!("{path}.Affinities")),
+            spreads: self.spreads(group.spreads, &format!("{path}.Spreads")),
             restart,
+            reschedule,
+            disconnect: self.disconnect(group.disconnect, legacy, &format!("{path}.Disconnect")),
+            volumes: self.volumes(group.volumes, &format!("{path}.Volumes")),
+            shutdown_delay: self.duration(group.shutdown_delay, Duration::ZERO, &format!("{path}.ShutdownDelay")),
+            max_run_duration: self.run_duration(group.max_run_duration, of_job.kind, path),
             services: self.services(group.services, &scope, None, path),
             tasks,
             meta: group.meta.unwrap_or_default(),
-            disk_mb: self.disk(group.ephemeral_disk, path),
+            disk_sticky: disk.sticky.unwrap_or(false),
+            disk_migrate: disk.migrate.unwrap_or(false),
+            disk_mb: self.disk(disk, path),
             update: self.update(group.update, of_job, &format!("{path}.Update")),
             migrate_max_parallel: self.migrate(group.migrate, of_job, &format!("{path}.Migrate")),
             network,
-            reschedule: model::ReschedulePolicy::default_of(of_job.kind),
             ..ModelGroup::named(&name)
-        }
-    }
-
-    /// The group's values before the job's before the defaults; `None` when neither says anything.
-    fn update(&mut self, group: Option<UpdateStrategy>, of_job: &Policies, path: &str) -> Option<UpdatePolicy> {
-        let of_group = group.filter(|update| !is_empty(update));
-        let of_job = (of_job.update.clone().filter(|update| !is_empty(update)), of_job.kind);
-        let (update, kind) = match (of_group, of_job) {
-            (None, (None, _)) => return None,
-            (Some(update), (None, kind)) | (None, (Some(update), kind)) => (update, kind),
-            (Some(group), (Some(job), kind)) => (group.or(job), kind),
         };
-        let policy = self.update_policy(update, path);
-        self.rule(path, rules::update(&policy, kind));
-        Some(policy)
+        self.rule(path, rules::tasks(&read));
+        self.unbuilt(path, rules::unbuilt_in_group(&read, of_job.kind));
+        read
     }
 
-    fn update_policy(&mut self, update: UpdateStrategy, path: &str) -> UpdatePolicy {
-        let default = UpdatePolicy::default();
-        let max = i64::from(rules::ALLOCS_PER_JOB_MAX);
-        let at = |field: &str| format!("{path}.{field}");
-        UpdatePolicy {
-            max_parallel: self.number(update.max_parallel, default.max_parallel, 0, max, &at("MaxParallel")),
-            health_check: self.choice(
-                update.health_check,
-                default.health_check,
-                HealthCheck::parse,
-                &at("HealthCheck"),
-            ),
-            min_healthy_time: self.duration(update.min_healthy_time, default.min_healthy_time, &at("MinHealthyTime")),
-            healthy_deadline: self.duration(update.healthy_deadline, default.healthy_deadline, &at("HealthyDeadline")),
-            progress_deadline: self.duration(
-                update.progress_deadline,
-                default.progress_deadline,
-                &at("ProgressDeadline"),
-            ),
-            canary: self.number(update.canary, default.canary, 0, max, &at("Canary")),
-            auto_revert: update.auto_revert.unwrap_or(default.auto_revert),
-            auto_promote: update.auto_promote.unwrap_or(default.auto_promote),
-            stagger: self.duration(update.stagger, default.stagger, &at("Stagger")),
-            order: self.choice(update.order, default.order, UpdateOrder::parse, &at("Order")),
-        }
+    fn run_duration(&mut self, value: Option<i64>, kind: JobKind, path: &str) -> Option<Duration> {
+        let value = value.filter(|nanos| *nanos != 0)?;
+        let path = format!("{path}.MaxRunDuration");
+        self.rule(&path, rules::max_run_duration(kind));
+        Some(self.duration(Some(value), Duration::ZERO, &path))
     }
 
-    fn choice<T>(&mut self, text: Option<String>, default: T, parse: fn(&str) -> Option<T>, path: &str) -> T {
-        let Some(text) = text.filter(|text| !text.is_empty()) else { return default };
-        parse(&text).unwrap_or_else(|| {
-            self.invalid(path, format!("{text:?} is not one of the values it may have"));
-            default
-        })
-    }
-
-    fn migrate(&mut self, group: Option<MigrateStrategy>, of_job: &Policies, path: &str) -> u32 {
-        let default = rules::DEFAULT_MIGRATE_MAX_PARALLEL;
-        let Some(migrate) = group.or_else(|| of_job.migrate.clone()) else { return default };
-        let given = [
-            ("HealthCheck", migrate.health_check.map(Value::from), json!("checks")),
-            ("MinHealthyTime", migrate.min_healthy_time.map(Value::from), json!(10_000_000_000_u64)),
-            ("HealthyDeadline", migrate.healthy_deadline.map(Value::from), json!(300_000_000_000_u64)),
-        ];
-        for (field, value, default) in given {
-            if value.is_some_and(|value| !says_nothing(&value, &default)) {
-                let path = format!("{path}.{field} other than the default");
-                self.problems.push(JobProblem::NotBuilt { path });
-            }
-        }
-        let max = i64::from(rules::ALLOCS_PER_JOB_MAX);
-        self.number(migrate.max_parallel.filter(|most| *most != 0), default, 1, max, &format!("{path}.MaxParallel"))
-    }
-
-    fn disk(&mut self, disk: Option<EphemeralDisk>, path: &str) -> u64 {
-        let disk = disk.unwrap_or_default();
-        self.not_built(&format!("{path}.EphemeralDisk"), &["Sticky", "Migrate"], &disk.others);
+    fn disk(&mut self, disk: EphemeralDisk, path: &str) -> u64 {
         self.number(disk.size_mb, rules::DEFAULT_DISK_MB, 10, i64::MAX, &format!("{path}.EphemeralDisk.SizeMB"))
-    }
-
-    fn restart(
-        &mut self,
-        policy: Option<RestartPolicy>,
-        default: model::RestartPolicy,
-        path: &str,
-    ) -> model::RestartPolicy {
-        let Some(policy) = policy else { return default };
-        self.not_built(path, &["RenderTemplates"], &policy.others);
-        let mode = match policy.mode.as_deref() {
-            None | Some("") => default.mode,
-            Some("fail") => RestartMode::Fail,
-            Some("delay") => RestartMode::Delay,
-            Some(other) => {
-                self.invalid(&format!("{path}.Mode"), format!("{other:?} is not a mode; use \"fail\" or \"delay\""));
-                default.mode
-            }
-        };
-        let attempts = &format!("{path}.Attempts");
-        let policy = model::RestartPolicy {
-            attempts: self.number(policy.attempts, default.attempts, 0, i64::from(u32::MAX), attempts),
-            interval: self.duration(policy.interval, default.interval, &format!("{path}.Interval")),
-            delay: self.duration(policy.delay, default.delay, &format!("{path}.Delay")),
-            mode,
-        };
-        self.rule(path, rules::restart(&policy));
-        policy
     }
 
     fn network(&mut self, networks: Vec<NetworkResource>, path: &str) -> Option<model::Network> {
@@ -442,6 +341,7 @@ impl Reader {
         let mode = match network.mode.as_deref() {
             None | Some("" | "host") => NetworkMode::Host,
             Some("bridge") => NetworkMode::Bridge,
+            Some("none") => NetworkMode::None,
             Some(other) => {
                 self.problems.push(JobProblem::NotBuilt { path: format!("{path}.Mode {other:?}") });
                 NetworkMode::Host
@@ -452,7 +352,13 @@ impl Reader {
         let read = |(port, reserved)| self.port(port, reserved, &path);
         let ports: Vec<PortRequest> = reserved.chain(dynamic).map(read).collect();
         self.unique(&path, ports.iter().map(|port| port.label.as_str()));
-        Some(model::Network::of(mode, ports))
+        let dns = network.dns.map(|dns| model::DnsConfig {
+            servers: dns.servers.unwrap_or_default(),
+            searches: dns.searches.unwrap_or_default(),
+            options: dns.options.unwrap_or_default(),
+        });
+        let hostname = network.hostname.filter(|name| !name.is_empty());
+        Some(model::Network { mode, ports, hostname, dns: dns.filter(|dns| *dns != model::DnsConfig::default()) })
     }
 
     fn port(&mut self, port: Port, reserved: bool, path: &str) -> PortRequest {
@@ -476,32 +382,6 @@ impl Reader {
         PortRequest { label, static_port, to }
     }
 
-    fn constraints(&mut self, constraints: Option<Vec<Constraint>>, path: &str) -> Vec<ModelConstraint> {
-        let read = |(at, constraint)| self.constraint(constraint, &format!("{path}[{at}]"));
-        constraints.unwrap_or_default().into_iter().enumerate().filter_map(read).collect()
-    }
-
-    fn constraint(&mut self, constraint: Constraint, path: &str) -> Option<ModelConstraint> {
-        let operand = constraint.operand.unwrap_or_default();
-        if operand == "distinct_property" {
-            self.problems.push(JobProblem::NotBuilt { path: format!("{path}.Operand \"distinct_property\"") });
-            return None;
-        }
-        let Some(operator) = Operator::parse(&operand) else {
-            self.invalid(&format!("{path}.Operand"), format!("{operand:?} is not an operator; use for example \"=\""));
-            return None;
-        };
-        let (attribute, value) = (constraint.l_target.unwrap_or_default(), constraint.r_target.unwrap_or_default());
-        if operator == Operator::DistinctHosts && value == "false" {
-            return None;
-        }
-        if attribute.is_empty() && operator != Operator::DistinctHosts {
-            self.problems.push(JobProblem::Missing { path: format!("{path}.LTarget") });
-        }
-        self.rule(&format!("{path}.RTarget"), rules::constraint(operator, &value));
-        Some(ModelConstraint { attribute, operator, value })
-    }
-
     fn task(&mut self, task: Task, scope: &Scope<'_>, path: &str) -> ModelTask {
         self.not_built(path, &TASK_NOT_BUILT, &task.others);
         let name = self.text(task.name.clone(), &format!("{path}.Name"));
@@ -510,9 +390,6 @@ impl Reader {
         }
         // Nomad's own client copies the group's policy into every task.
         let restart = self.restart(task.restart_policy.clone(), scope.restart, &format!("{path}.RestartPolicy"));
-        if restart != scope.restart {
-            self.problems.push(JobProblem::NotBuilt { path: format!("{path}.RestartPolicy other than the group's") });
-        }
         let signal = task.kill_signal.as_deref().filter(|signal| !signal.is_empty());
         let kill_signal = signal.and_then(|signal| match rules::signal(signal) {
             Ok(name) => Some(name.to_owned()),
@@ -523,62 +400,121 @@ impl Reader {
         });
         let kill_timeout = task.kill_timeout.filter(|nanos| *nanos != 0);
         let driver = self.driver(&task, path);
-        ModelTask {
+        let resources = task.resources.unwrap_or_default();
+        let devices = resources.devices.clone();
+        let read = ModelTask {
             user: task.user.filter(|user| !user.is_empty()),
             env: task.env.unwrap_or_default(),
             constraints: self.constraints(task.constraints, &format!("{path}.Constraints")),
-            resources: self.resources(task.resources, path),
+            affinities: self.affinities(task.affinities, &format!("{path}.Affinities")),
+            resources: self.resources(resources, path),
+            devices: self.devices(devices, &format!("{path}.Resources.Devices")),
+            restart: (restart != scope.restart).then_some(restart),
+            lifecycle: task.lifecycle.and_then(|lifecycle| self.lifecycle(lifecycle, path)),
+            leader: task.leader.unwrap_or(false),
+            shutdown_delay: self.duration(task.shutdown_delay, Duration::ZERO, &format!("{path}.ShutdownDelay")),
+            artifacts: self.artifacts(task.artifacts, &format!("{path}.Artifacts")),
+            templates: self.templates(task.templates, &format!("{path}.Templates")),
+            volume_mounts: self.volume_mounts(task.volume_mounts, &format!("{path}.VolumeMounts")),
+            payload_file: self.payload_file(task.dispatch_payload, path),
             kill_timeout: self.duration(kill_timeout, rules::DEFAULT_KILL_TIMEOUT, &format!("{path}.KillTimeout")),
             kill_signal,
             services: self.services(task.services, scope, Some(&name), path),
             logs: self.logs(task.log_config, path),
             meta: task.meta.unwrap_or_default(),
             ..ModelTask::named(&name, driver)
-        }
+        };
+        self.unbuilt(path, rules::unbuilt_in_task(&read));
+        read
+    }
+
+    fn lifecycle(&mut self, lifecycle: Lifecycle, path: &str) -> Option<model::Lifecycle> {
+        let hook = lifecycle.hook.filter(|hook| !hook.is_empty())?;
+        let sidecar = lifecycle.sidecar.unwrap_or(false);
+        let hook = model::LifecycleHook::parse(&hook).or_else(|| {
+            let reason = format!("{hook:?} is not a hook; use \"prestart\", \"poststart\" or \"poststop\"");
+            self.invalid(&format!("{path}.Lifecycle.Hook"), reason);
+            None
+        })?;
+        Some(model::Lifecycle { hook, sidecar })
+    }
+
+    fn payload_file(&mut self, payload: Option<DispatchPayload>, path: &str) -> Option<String> {
+        let file = payload?.file.filter(|file| !file.is_empty())?;
+        self.rule(&format!("{path}.DispatchPayload.File"), rules::inside(&file));
+        Some(file)
     }
 
     fn driver(&mut self, task: &Task, path: &str) -> TaskDriver {
         let config = task.config.clone().unwrap_or_default();
-        let command = config.get("command").and_then(Value::as_str).unwrap_or_default().to_owned();
         let driver = task.driver.as_deref().unwrap_or_default();
-        if !matches!(driver, "exec" | "raw_exec") {
-            self.problems.push(match driver {
-                "" => JobProblem::Missing { path: format!("{path}.Driver") },
-                other => JobProblem::NotBuilt { path: format!("{path}.Driver {other:?}") },
-            });
-        } else if command.is_empty() {
-            self.problems.push(JobProblem::Missing { path: format!("{path}.Config.command") });
+        match (driver, Plugin::parse(driver)) {
+            ("exec", _) => TaskDriver::Exec(self.exec_config(&config, path)),
+            ("raw_exec", _) => TaskDriver::RawExec(self.exec_config(&config, path)),
+            (_, Some(plugin)) => TaskDriver::Plugin(self.plugin_config(plugin, &config, path)),
+            ("", _) => {
+                self.missing(format!("{path}.Driver"));
+                TaskDriver::Exec(ExecConfig::default())
+            }
+            (other, None) => {
+                self.problems.push(JobProblem::NotBuilt { path: format!("{path}.Driver {other:?}") });
+                TaskDriver::Exec(ExecConfig::default())
+            }
         }
-        let path = format!("{path}.Config");
-        let args = self.args(config.get("args"), &path);
-        if matches!(driver, "exec" | "raw_exec") {
-            let others = config.iter().filter(|(name, value)| {
-                !matches!(name.as_str(), "command" | "args") && !says_nothing(value, &Value::Null)
-            });
-            self.problems.extend(others.map(|(name, _)| JobProblem::NotBuilt { path: format!("{path}.{name}") }));
-        }
-        let config = ExecConfig { command, args, ..ExecConfig::default() };
-        if driver == "raw_exec" { TaskDriver::RawExec(config) } else { TaskDriver::Exec(config) }
     }
 
-    fn args(&mut self, args: Option<&Value>, path: &str) -> Vec<String> {
-        let Some(args) = args.filter(|args| !args.is_null()) else { return Vec::new() };
-        let texts = args.as_array().map(|args| args.iter().map(|arg| arg.as_str().map(str::to_owned)).collect());
+    fn plugin_config(&mut self, plugin: Plugin, config: &Others, path: &str) -> PluginConfig {
+        let mut problems = Vec::new();
+        let read = config::plugin(plugin, config, &mut problems);
+        if problems.is_empty() {
+            self.rule(&format!("{path}.Config"), rules::plugin(&read));
+        }
+        let at = |key| format!("{path}.Config.{key}");
+        self.problems.extend(problems.into_iter().map(|problem| match problem {
+            ConfigProblem::NotBuilt(key) => JobProblem::NotBuilt { path: at(key) },
+            ConfigProblem::Missing(key) => JobProblem::Missing { path: at(key) },
+            ConfigProblem::Invalid(key, reason) => JobProblem::Invalid { path: at(key), reason: reason.to_owned() },
+        }));
+        read
+    }
+
+    fn exec_config(&mut self, config: &Others, path: &str) -> ExecConfig {
+        const KEYS: [&str; 5] = ["command", "args", "work_dir", "cap_add", "cap_drop"];
+        let path = format!("{path}.Config");
+        let text = |key: &str| config.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+        if text("command").is_none() {
+            self.missing(format!("{path}.command"));
+        }
+        let others =
+            config.iter().filter(|(name, value)| !KEYS.contains(&name.as_str()) && !says_nothing(value, &Value::Null));
+        self.problems.extend(others.map(|(name, _)| JobProblem::NotBuilt { path: format!("{path}.{name}") }));
+        ExecConfig {
+            command: text("command").unwrap_or_default().to_owned(),
+            args: self.texts(config.get("args"), &format!("{path}.args")),
+            work_dir: text("work_dir").map(str::to_owned),
+            cap_add: self.texts(config.get("cap_add"), &format!("{path}.cap_add")),
+            cap_drop: self.texts(config.get("cap_drop"), &format!("{path}.cap_drop")),
+        }
+    }
+
+    fn texts(&mut self, value: Option<&Value>, path: &str) -> Vec<String> {
+        let Some(value) = value.filter(|value| !value.is_null()) else { return Vec::new() };
+        let texts = value.as_array().map(|items| items.iter().map(|item| item.as_str().map(str::to_owned)).collect());
         texts.unwrap_or(None).unwrap_or_else(|| {
-            self.invalid(&format!("{path}.args"), "must be a list of strings");
+            self.invalid(path, "must be a list of strings");
             Vec::new()
         })
     }
 
-    fn resources(&mut self, resources: Option<Resources>, path: &str) -> model::Resources {
+    fn resources(&mut self, resources: Resources, path: &str) -> model::Resources {
         let default = model::Resources::default();
-        let resources = resources.unwrap_or_default();
         let path = format!("{path}.Resources");
         self.not_built(&path, &RESOURCES_NOT_BUILT, &resources.others);
         model::Resources {
             cpu_mhz: self.number(resources.cpu, default.cpu_mhz, 1, i64::MAX, &format!("{path}.CPU")),
             memory_mb: self.number(resources.memory_mb, default.memory_mb, 10, i64::MAX, &format!("{path}.MemoryMB")),
-            ..default
+            memory_max_mb: self.number(resources.memory_max_mb, 0, 0, i64::MAX, &format!("{path}.MemoryMaxMB")),
+            cores: self.number(resources.cores, 0, 0, 1024, &format!("{path}.Cores")),
         }
     }
 
@@ -626,10 +562,26 @@ impl Reader {
         self.rule(&format!("{path}.Meta"), rules::vip_port(&meta));
         let port_label = self.label(service.port_label, scope, &format!("{path}.PortLabel"));
         let has_port = port_label.is_some();
-        let read = |(at, check)| self.check(check, scope, (&name, has_port), &format!("{path}.Checks[{at}]"));
+        let of_service = CheckScope {
+            service: &name,
+            has_port,
+            restart: self.check_restart(service.check_restart, &format!("{path}.CheckRestart")),
+            on_update: self.on_update(service.on_update, OnUpdate::RequireHealthy, path),
+        };
+        let read = |(at, check)| self.check(check, scope, &of_service, &format!("{path}.Checks[{at}]"));
         let checks: Vec<_> = service.checks.unwrap_or_default().into_iter().enumerate().map(read).collect();
         self.unique(&format!("{path}.Checks"), checks.iter().map(|check| check.name.as_str()));
-        model::Service { tags, checks, meta, ..model::Service::named(&name, port_label.as_deref()) }
+        let read = model::Service {
+            tags,
+            checks,
+            meta,
+            canary_tags: service.canary_tags.filter(|tags| !tags.is_empty()),
+            canary_meta: service.canary_meta.unwrap_or_default(),
+            weights: self.weights(service.weights, path),
+            ..model::Service::named(&name, port_label.as_deref())
+        };
+        self.unbuilt(path, rules::unbuilt_in_service(&read));
+        read
     }
 
     fn label(&mut self, label: Option<String>, scope: &Scope<'_>, path: &str) -> Option<String> {
@@ -640,41 +592,124 @@ impl Reader {
         Some(label)
     }
 
-    fn check(
-        &mut self,
-        check: ServiceCheck,
-        scope: &Scope<'_>,
-        (service, has_port): (&str, bool),
-        path: &str,
-    ) -> model::Check {
+    fn weights(&mut self, weights: Option<Weights>, path: &str) -> model::Weights {
+        let Some(weights) = weights else { return model::Weights::default() };
+        let mut weight =
+            |value, name| self.number(value, 1, 0, i64::from(rules::WEIGHT_MAX), &format!("{path}.Weights.{name}"));
+        model::Weights { passing: weight(weights.passing, "Passing"), warning: weight(weights.warning, "Warning") }
+    }
+
+    fn on_update(&mut self, text: Option<String>, inherited: OnUpdate, path: &str) -> OnUpdate {
+        self.choice(text, inherited, OnUpdate::parse, &format!("{path}.OnUpdate"))
+    }
+
+    fn check_restart(&mut self, restart: Option<CheckRestart>, path: &str) -> Option<model::CheckRestart> {
+        let restart = restart.filter(|restart| restart.limit.unwrap_or(0) != 0)?;
+        Some(model::CheckRestart {
+            limit: self.number(restart.limit, 0, 1, i64::from(u32::MAX), &format!("{path}.Limit")),
+            grace: self.duration(restart.grace, Duration::from_secs(1), &format!("{path}.Grace")),
+            ignore_warnings: restart.ignore_warnings.unwrap_or(false),
+        })
+    }
+
+    fn check(&mut self, check: ServiceCheck, scope: &Scope<'_>, service: &CheckScope<'_>, path: &str) -> model::Check {
         self.not_built(path, &CHECK_NOT_BUILT, &check.others);
-        let kind = match check.kind.as_deref().unwrap_or_default() {
+        let kind = self.check_kind(&check, path);
+        let port_label = self.label(check.port_label, scope, &format!("{path}.PortLabel"));
+        let dials = !matches!(kind, CheckKind::Script { .. } | CheckKind::Ttl);
+        if dials && port_label.is_none() && !service.has_port {
+            self.missing(format!("{path}.PortLabel"));
+        }
+        let name = check.name.filter(|name| !name.is_empty());
+        let name = name.unwrap_or_else(|| format!("service: {:?} check", service.service));
+        let interval = self.check_time(check.interval, &format!("{path}.Interval"));
+        let timeout = match kind {
+            CheckKind::Ttl => interval,
+            _ => self.check_time(check.timeout, &format!("{path}.Timeout")),
+        };
+        let most = i64::from(u16::MAX);
+        let read = model::Check {
+            port_label,
+            initial: check
+                .initial_status
+                .filter(|status| !status.is_empty())
+                .and_then(|status| self.initial(&status, path)),
+            successes_before_passing: self.number(
+                check.success_before_passing,
+                0,
+                0,
+                most,
+                &format!("{path}.SuccessBeforePassing"),
+            ),
+            failures_before_critical: self.number(
+                check.failures_before_critical,
+                0,
+                0,
+                most,
+                &format!("{path}.FailuresBeforeCritical"),
+            ),
+            on_update: self.on_update(check.on_update, service.on_update, path),
+            restart: self.check_restart(check.check_restart, &format!("{path}.CheckRestart")).or(service.restart),
+            task: check.task_name.filter(|task| !task.is_empty()),
+            ..model::Check::named(&name, kind, interval, timeout)
+        };
+        self.unbuilt(path, rules::unbuilt_in_check(&read));
+        read
+    }
+
+    fn initial(&mut self, status: &str, path: &str) -> Option<model::Health> {
+        let health = match status {
+            "passing" => model::Health::Passing,
+            "warning" => model::Health::Warning,
+            "critical" | "pending" => return None,
+            other => {
+                self.invalid(&format!("{path}.InitialStatus"), format!("{other:?} is not a status; use \"passing\""));
+                return None;
+            }
+        };
+        Some(health)
+    }
+
+    fn check_kind(&mut self, check: &ServiceCheck, path: &str) -> CheckKind {
+        match check.kind.as_deref().unwrap_or_default() {
             "tcp" => CheckKind::Tcp,
-            "http" => CheckKind::Http {
-                method: or_default(check.method, "GET"),
-                path: self.text(check.path, &format!("{path}.Path")),
-                headers: Default::default(),
-                body: String::new(),
-                tls: None,
+            "http" => self.http_check(check, path),
+            "grpc" => CheckKind::Grpc {
+                service: check.grpc_service.clone().unwrap_or_default(),
+                tls: check.grpc_use_tls.unwrap_or(false).then(|| check_tls(check)),
             },
+            "script" => CheckKind::Script {
+                command: self.text(check.command.clone(), &format!("{path}.Command")),
+                args: check.args.clone().unwrap_or_default(),
+            },
+            "ttl" => CheckKind::Ttl,
             "" => {
-                self.problems.push(JobProblem::Missing { path: format!("{path}.Type") });
+                self.missing(format!("{path}.Type"));
                 CheckKind::Tcp
             }
             other => {
                 self.problems.push(JobProblem::NotBuilt { path: format!("{path}.Type {other:?}") });
                 CheckKind::Tcp
             }
-        };
-        let port_label = self.label(check.port_label, scope, &format!("{path}.PortLabel"));
-        if port_label.is_none() && !has_port {
-            self.problems.push(JobProblem::Missing { path: format!("{path}.PortLabel") });
         }
-        let default = || format!("service: {service:?} check");
-        let name = check.name.filter(|name| !name.is_empty()).unwrap_or_else(default);
-        let interval = self.check_time(check.interval, &format!("{path}.Interval"));
-        let timeout = self.check_time(check.timeout, &format!("{path}.Timeout"));
-        model::Check { port_label, ..model::Check::named(&name, kind, interval, timeout) }
+    }
+
+    fn http_check(&mut self, check: &ServiceCheck, path: &str) -> CheckKind {
+        let https = match check.protocol.as_deref() {
+            None | Some("" | "http") => false,
+            Some("https") => true,
+            Some(other) => {
+                self.invalid(&format!("{path}.Protocol"), format!("{other:?} must be \"http\" or \"https\""));
+                false
+            }
+        };
+        CheckKind::Http {
+            method: or_default(check.method.clone(), "GET"),
+            path: self.text(check.path.clone(), &format!("{path}.Path")),
+            headers: check.header.clone().unwrap_or_default(),
+            body: check.body.clone().unwrap_or_default(),
+            tls: https.then(|| check_tls(check)),
+        }
     }
 
     fn check_time(&mut self, value: Option<i64>, path: &str) -> Duration {
@@ -687,35 +722,19 @@ impl Reader {
 }
 
 /// What a group inherits from its job.
-struct Policies {
-    kind: JobKind,
-    update: Option<UpdateStrategy>,
-    migrate: Option<MigrateStrategy>,
+pub(super) struct Policies {
+    pub(super) kind: JobKind,
+    pub(super) update: Option<UpdateStrategy>,
+    pub(super) migrate: Option<MigrateStrategy>,
+    reschedule: model::ReschedulePolicy,
 }
 
-impl UpdateStrategy {
-    /// What is not set here is as in `other`.
-    fn or(self, other: Self) -> Self {
-        Self {
-            stagger: self.stagger.or(other.stagger),
-            max_parallel: self.max_parallel.or(other.max_parallel),
-            health_check: self.health_check.or(other.health_check),
-            min_healthy_time: self.min_healthy_time.or(other.min_healthy_time),
-            healthy_deadline: self.healthy_deadline.or(other.healthy_deadline),
-            progress_deadline: self.progress_deadline.or(other.progress_deadline),
-            canary: self.canary.or(other.canary),
-            auto_revert: self.auto_revert.or(other.auto_revert),
-            auto_promote: self.auto_promote.or(other.auto_promote),
-            order: self.order.or(other.order),
-            others: self.others,
-        }
-    }
-}
-
-/// Clients send a block of zeros where there was none, and then all of it: a lone `MaxParallel: 0` switches updates off.
-fn is_empty(update: &UpdateStrategy) -> bool {
-    let alone = update.max_parallel.is_some() && update.health_check.is_none();
-    !alone && serde_json::to_value(update).is_ok_and(|value| says_nothing(&value, &Value::Null))
+/// What a check takes from its service.
+struct CheckScope<'a> {
+    service: &'a str,
+    has_port: bool,
+    restart: Option<model::CheckRestart>,
+    on_update: OnUpdate,
 }
 
 /// What a task or service needs to know of the group around it.
@@ -726,6 +745,13 @@ struct Scope<'a> {
     restart: model::RestartPolicy,
 }
 
-fn or_default(value: Option<String>, default: &str) -> String {
+fn check_tls(check: &ServiceCheck) -> CheckTls {
+    CheckTls {
+        server_name: check.tls_server_name.clone().unwrap_or_default(),
+        skip_verify: check.tls_skip_verify.unwrap_or(false),
+    }
+}
+
+pub(super) fn or_default(value: Option<String>, default: &str) -> String {
     value.filter(|text| !text.is_empty()).unwrap_or_else(|| default.to_owned())
 }

@@ -840,7 +840,7 @@ pub(super) fn fixed_alloc(slot: u32, job: Arc<Job>) -> Allocation {
     }
 }
 
-fn fixed_eval() -> Evaluation {
+pub(super) fn fixed_eval() -> Evaluation {
     let failure = PlacementFailure {
         nodes_evaluated: 3,
         nodes_exhausted: 3,
@@ -1006,5 +1006,193 @@ pub(super) fn fixed_image() -> CatalogImage {
         variables: Vec::new(),
         autopilot: Autopilot::default(),
         node_reasons: Vec::new(),
+    }
+}
+
+/// A job that says something in every block; batch, so that all of them may stand.
+pub(super) fn full_job() -> Job {
+    let affinity = Affinity {
+        attribute: "${meta.rack}".to_owned(),
+        operator: Operator::Equal,
+        value: "r1".to_owned(),
+        weight: -20,
+    };
+    let spread = Spread {
+        attribute: "${node.datacenter}".to_owned(),
+        weight: 70,
+        targets: BTreeMap::from([("dc1".to_owned(), 60), ("dc2".to_owned(), 40)]),
+    };
+    Job {
+        kind: JobKind::Batch,
+        affinities: vec![affinity.clone()],
+        spreads: vec![spread.clone()],
+        groups: vec![full_group(affinity, spread)],
+        periodic: Some(Periodic {
+            enabled: true,
+            crons: vec!["*/5 * * * *".to_owned()],
+            prohibit_overlap: true,
+            time_zone: "Europe/Berlin".to_owned(),
+        }),
+        depends_on: vec![Dependency { job: "db".to_owned(), group: Some("main".to_owned()) }],
+        disruption: Some(DisruptionBudget { max_unavailable: 3 }),
+        ..fixed_job()
+    }
+}
+
+fn full_group(affinity: Affinity, spread: Spread) -> TaskGroup {
+    let dns = DnsConfig { servers: vec!["10.0.0.2".to_owned()], searches: vec!["a".to_owned()], options: Vec::new() };
+    let network = Network {
+        hostname: Some("web".to_owned()),
+        dns: Some(dns),
+        ..Network::of(
+            NetworkMode::Bridge,
+            vec![PortRequest { label: "http".to_owned(), static_port: None, to: Some(80) }],
+        )
+    };
+    let volume = VolumeRequest {
+        name: "data".to_owned(),
+        kind: VolumeKind::Host,
+        source: "ssd".to_owned(),
+        read_only: true,
+        per_alloc: true,
+    };
+    TaskGroup {
+        affinities: vec![affinity.clone()],
+        spreads: vec![spread],
+        reschedule: ReschedulePolicy { unlimited: true, attempts: 0, ..ReschedulePolicy::SERVICE },
+        disconnect: DisconnectPolicy {
+            lost_after: Duration::from_secs(60),
+            stop_on_client_after: Some(Duration::from_secs(120)),
+            replace: false,
+            reconcile: Reconcile::LongestRunning,
+        },
+        network: Some(network),
+        volumes: vec![volume],
+        disk_sticky: true,
+        disk_migrate: true,
+        shutdown_delay: Duration::from_secs(3),
+        max_run_duration: Some(Duration::from_secs(3600)),
+        services: vec![full_service()],
+        tasks: vec![full_task(affinity), full_plugin_task()],
+        ..TaskGroup::named("web")
+    }
+}
+
+fn full_service() -> Service {
+    let tls = Some(CheckTls { server_name: "web.example".to_owned(), skip_verify: true });
+    let kinds = [
+        CheckKind::Http {
+            method: "POST".to_owned(),
+            path: "/".to_owned(),
+            headers: BTreeMap::from([("A".to_owned(), vec!["1".to_owned(), "2".to_owned()])]),
+            body: "hello".to_owned(),
+            tls: tls.clone(),
+        },
+        CheckKind::Grpc { service: "web".to_owned(), tls },
+        CheckKind::Script { command: "/bin/true".to_owned(), args: vec!["-a".to_owned()] },
+    ];
+    let restart = CheckRestart { limit: 3, grace: Duration::from_secs(9), ignore_warnings: true };
+    let check = |(number, kind): (usize, CheckKind)| Check {
+        initial: Some(Health::Warning),
+        successes_before_passing: 2,
+        failures_before_critical: 3,
+        on_update: OnUpdate::IgnoreWarnings,
+        restart: Some(restart),
+        task: Some("httpd".to_owned()),
+        ..Check::named(&format!("check-{number}"), kind, Duration::from_secs(5), Duration::from_secs(2))
+    };
+    Service {
+        checks: kinds.into_iter().enumerate().map(check).collect(),
+        canary_tags: Some(vec!["canary".to_owned()]),
+        canary_meta: pair("a", "b"),
+        weights: Weights { passing: 10, warning: 2 },
+        ..Service::named("web", Some("http"))
+    }
+}
+
+fn full_task(affinity: Affinity) -> Task {
+    let config = ExecConfig {
+        command: "/bin/busybox".to_owned(),
+        args: vec!["httpd".to_owned()],
+        work_dir: Some("/local".to_owned()),
+        cap_add: vec!["net_raw".to_owned()],
+        cap_drop: vec!["chown".to_owned()],
+    };
+    let device = DeviceRequest {
+        name: "nvidia/gpu".to_owned(),
+        count: 2,
+        constraints: Vec::new(),
+        affinities: vec![affinity.clone()],
+    };
+    Task {
+        affinities: vec![affinity],
+        resources: Resources { cpu_mhz: 50, memory_mb: 32, memory_max_mb: 64, cores: 1 },
+        devices: vec![device],
+        restart: Some(RestartPolicy { attempts: 7, ..RestartPolicy::BATCH }),
+        leader: true,
+        shutdown_delay: Duration::from_secs(2),
+        artifacts: vec![full_artifact()],
+        templates: vec![full_template(ChangeMode::Signal("SIGHUP".to_owned()))],
+        volume_mounts: vec![VolumeMount {
+            volume: "data".to_owned(),
+            destination: "/data".to_owned(),
+            read_only: true,
+        }],
+        payload_file: Some("input.json".to_owned()),
+        ..Task::named("httpd", TaskDriver::Exec(config))
+    }
+}
+
+fn full_artifact() -> Artifact {
+    Artifact {
+        source: "https://example.com/a.tar.gz".to_owned(),
+        destination: "local/a".to_owned(),
+        mode: ArtifactMode::Dir,
+        options: pair("checksum", "sha256:00"),
+        headers: pair("X", "y"),
+        insecure: true,
+        chown: true,
+    }
+}
+
+fn full_template(on_change: ChangeMode) -> Template {
+    Template {
+        source: TemplateSource::Inline("{{ env \"A\" }}".to_owned()),
+        destination: "local/a.conf".to_owned(),
+        on_change,
+        splay: Duration::from_secs(1),
+        perms: 0o600,
+        uid: Some(1000),
+        gid: Some(0),
+        left_delimiter: "[[".to_owned(),
+        right_delimiter: "]]".to_owned(),
+        env: true,
+        once: true,
+        error_on_missing_key: true,
+        wait: Some((Duration::from_secs(1), Duration::from_secs(4))),
+    }
+}
+
+fn full_plugin_task() -> Task {
+    let script = ChangeScript {
+        command: "/bin/reload".to_owned(),
+        args: vec!["now".to_owned()],
+        timeout: Duration::from_secs(7),
+        fail_on_error: true,
+    };
+    let text = |text: &str| ConfigValue::Text(text.to_owned());
+    let mount = BTreeMap::from([("target".to_owned(), text("/a")), ("readonly".to_owned(), ConfigValue::Bool(true))]);
+    let config = BTreeMap::from([
+        ("image".to_owned(), text("busybox:1")),
+        ("args".to_owned(), ConfigValue::List(vec![text("httpd"), text("-f")])),
+        ("labels".to_owned(), ConfigValue::Map(BTreeMap::from([("a".to_owned(), text("b"))]))),
+        ("mount".to_owned(), ConfigValue::List(vec![ConfigValue::Map(mount)])),
+        ("shm_size".to_owned(), ConfigValue::Integer(65_536)),
+    ]);
+    let driver = TaskDriver::Plugin(PluginConfig { driver: Plugin::Docker, config });
+    Task {
+        lifecycle: Some(Lifecycle { hook: LifecycleHook::Poststart, sidecar: true }),
+        templates: vec![full_template(ChangeMode::Script(script)), full_template(ChangeMode::Noop)],
+        ..Task::named("helper", driver)
     }
 }
