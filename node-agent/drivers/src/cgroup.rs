@@ -4,7 +4,7 @@
 //! one that kills it (v2's `cgroup.kill`, else v1's freezer), and those by which systemd would take it for a part of
 //! the agent's unit.
 
-use crate::spec::Limits;
+use crate::spec::{CpuQuota, Limits};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -57,7 +57,7 @@ pub struct Cgroup {
 }
 
 impl Hierarchies {
-    const V1_WANTED: [&'static str; 5] = ["cpu", "memory", "pids", "freezer", "name=systemd"];
+    const V1_WANTED: [&'static str; 7] = ["cpu", "cpuacct", "cpuset", "memory", "pids", "freezer", "name=systemd"];
     const V2_WANTED: [&'static str; 3] = ["cpu", "memory", "pids"];
 
     pub fn detect() -> Result<Self, CgroupError> {
@@ -101,6 +101,28 @@ impl Hierarchies {
         }
     }
 
+    /// From the text of /proc/<pid>/cgroup: `number:controllers:path`, v2 with number 0 and no controllers.
+    fn parse_membership(&self, text: &str) -> Cgroup {
+        let mut found = Cgroup::default();
+        for line in text.lines() {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+            let path = path.trim_start_matches('/');
+            if path.is_empty() {
+                // The root: a process that is ending has left its own.
+                continue;
+            }
+            if controllers.is_empty() {
+                found.v2 = self.v2.as_ref().map(|mount| mount.join(path));
+            }
+            for name in controllers.split(',') {
+                let mount = self.v1.get(name).map(|mount| (name.to_owned(), mount.join(path)));
+                found.v1.extend(mount);
+            }
+        }
+        found
+    }
+
     fn at(&self, path: &Path) -> Cgroup {
         let v1 = self.v1.iter().map(|(name, mount)| (name.clone(), mount.join(path))).collect();
         Cgroup { v2: self.v2.as_ref().map(|mount| mount.join(path)), v1 }
@@ -109,7 +131,8 @@ impl Hierarchies {
     /// Controllers must be handed down level by level before a v2 leaf has their files.
     fn delegate(&self, path: &Path) -> Result<(), CgroupError> {
         let Some(top) = &self.v2 else { return Ok(()) };
-        let wanted: Vec<_> = Self::V2_WANTED.into_iter().filter(|name| self.v2_controllers.contains(*name)).collect();
+        let wanted: Vec<_> =
+            Self::V2_WANTED.into_iter().chain(["cpuset"]).filter(|name| self.v2_controllers.contains(*name)).collect();
         for ancestor in path.ancestors().skip(1).collect::<Vec<_>>().into_iter().rev() {
             let dir = top.join(ancestor);
             make(&dir)?;
@@ -136,6 +159,12 @@ impl Cgroup {
         Ok(cgroup)
     }
 
+    /// Where a process is now, for what is to be read there: such a cgroup is somebody else's.
+    pub fn of_process(on: &Hierarchies, pid: i32) -> Self {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        on.parse_membership(&text)
+    }
+
     /// Makes the directories and sets the limits.
     pub fn create(&self, on: &Hierarchies, path: &Path, limits: &Limits) -> Result<(), CgroupError> {
         on.delegate(path)?;
@@ -149,6 +178,7 @@ impl Cgroup {
         on.delegate(&path)?;
         let cgroup = on.at(&path);
         cgroup.dirs().into_iter().try_for_each(make)?;
+        cgroup.v1.get("cpuset").map_or(Ok(()), |dir| limit_cpus_v1(dir, None))?;
         cgroup.enter()
     }
 
@@ -202,14 +232,19 @@ impl Cgroup {
     fn limit(&self, on: &Hierarchies, limits: &Limits) -> Result<(), CgroupError> {
         let shares = limits.cpu_mhz.clamp(2, 262_144);
         match (self.v1.get("cpu"), &self.v2) {
-            (Some(dir), _) => write(&dir.join("cpu.shares"), &shares.to_string())?,
-            (None, Some(dir)) => write(&dir.join("cpu.weight"), &weight(shares).to_string())?,
+            (Some(dir), _) => limit_cpu_v1(dir, shares, limits.cpu_quota)?,
+            (None, Some(dir)) => limit_cpu_v2(dir, shares, limits.cpu_quota)?,
             (None, None) => {}
         }
         match (self.v1.get("memory"), &self.v2) {
-            (Some(dir), _) => limit_memory_v1(dir, limits.memory_bytes)?,
-            (None, Some(dir)) => limit_memory_v2(dir, limits.memory_bytes)?,
+            (Some(dir), _) => limit_memory_v1(dir, limits)?,
+            (None, Some(dir)) => limit_memory_v2(dir, limits)?,
             (None, None) => {}
+        }
+        match (self.v1.get("cpuset"), &self.v2, &limits.cpuset) {
+            (Some(dir), _, _) => limit_cpus_v1(dir, limits.cpuset.as_deref())?,
+            (None, Some(dir), Some(cpus)) => write(&dir.join("cpuset.cpus"), cpus)?,
+            _ => {}
         }
         let pids = self.v1.get("pids").or(self.v2.as_ref().filter(|_| on.v2_controllers.contains("pids")));
         pids.map_or(Ok(()), |dir| write(&dir.join("pids.max"), &limits.pids_max.to_string()))
@@ -234,14 +269,50 @@ fn weight(shares: u64) -> u64 {
     1 + (shares - 2) * 9_999 / 262_142
 }
 
-fn limit_memory_v1(dir: &Path, bytes: u64) -> Result<(), CgroupError> {
-    write(&dir.join("memory.limit_in_bytes"), &bytes.to_string())?;
-    // Present where swap accounting is built in: without it the task could swap instead of failing.
-    write_if_present(&dir.join("memory.memsw.limit_in_bytes"), &bytes.to_string())
+fn limit_cpu_v1(dir: &Path, shares: u64, quota: Option<CpuQuota>) -> Result<(), CgroupError> {
+    write(&dir.join("cpu.shares"), &shares.to_string())?;
+    let Some(quota) = quota else { return Ok(()) };
+    write(&dir.join("cpu.cfs_period_us"), &quota.period_us.to_string())?;
+    write(&dir.join("cpu.cfs_quota_us"), &quota.us.to_string())
 }
 
-fn limit_memory_v2(dir: &Path, bytes: u64) -> Result<(), CgroupError> {
-    write(&dir.join("memory.max"), &bytes.to_string())?;
+fn limit_cpu_v2(dir: &Path, shares: u64, quota: Option<CpuQuota>) -> Result<(), CgroupError> {
+    write(&dir.join("cpu.weight"), &weight(shares).to_string())?;
+    let Some(quota) = quota else { return Ok(()) };
+    write(&dir.join("cpu.max"), &format!("{} {}", quota.us, quota.period_us))
+}
+
+/// A v1 cpuset takes no process before both of its lists are filled, level by level from the top.
+fn limit_cpus_v1(dir: &Path, cpus: Option<&str>) -> Result<(), CgroupError> {
+    let above: Vec<_> = dir.ancestors().take_while(|dir| dir.join("cpuset.cpus").exists()).collect();
+    for pair in above.windows(2).rev() {
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            let (own, parents) = (pair[0].join(file), pair[1].join(file));
+            let text = fs::read_to_string(&own).map_err(io_error(&own, "read it"))?;
+            if text.trim().is_empty() {
+                let inherited = fs::read_to_string(&parents).map_err(io_error(&parents, "read it"))?;
+                write(&own, inherited.trim())?;
+            }
+        }
+    }
+    cpus.map_or(Ok(()), |cpus| write(&dir.join("cpuset.cpus"), cpus))
+}
+
+fn limit_memory_v1(dir: &Path, limits: &Limits) -> Result<(), CgroupError> {
+    let most = limits.memory_ceiling().to_string();
+    write(&dir.join("memory.limit_in_bytes"), &most)?;
+    if limits.memory_max_bytes.is_some() {
+        write(&dir.join("memory.soft_limit_in_bytes"), &limits.memory_bytes.to_string())?;
+    }
+    // Present where swap accounting is built in: without it the task could swap instead of failing.
+    write_if_present(&dir.join("memory.memsw.limit_in_bytes"), &most)
+}
+
+fn limit_memory_v2(dir: &Path, limits: &Limits) -> Result<(), CgroupError> {
+    write(&dir.join("memory.max"), &limits.memory_ceiling().to_string())?;
+    if limits.memory_max_bytes.is_some() {
+        write(&dir.join("memory.low"), &limits.memory_bytes.to_string())?;
+    }
     write_if_present(&dir.join("memory.swap.max"), "0")?;
     write_if_present(&dir.join("memory.oom.group"), "1")
 }
@@ -354,9 +425,21 @@ mod tests {
     fn hybrid_mounts_are_told_apart() {
         let found = Hierarchies::parse(HYBRID);
         assert_eq!(found.v2.as_deref(), Some(Path::new("/sys/fs/cgroup/unified")));
-        assert_eq!(found.v1.keys().collect::<Vec<_>>(), ["cpu", "freezer", "memory", "name=systemd", "pids"]);
+        assert_eq!(
+            found.v1.keys().collect::<Vec<_>>(),
+            ["cpu", "cpuacct", "freezer", "memory", "name=systemd", "pids"]
+        );
         assert_eq!(found.v1["cpu"], Path::new("/sys/fs/cgroup/cpu,cpuacct"));
         assert_eq!(found.missing(), None);
+    }
+
+    #[test]
+    fn a_process_is_found_in_every_hierarchy() {
+        let found = Hierarchies::parse(HYBRID)
+            .parse_membership("7:memory:/docker/ab\n3:cpu,cpuacct:/x\n5:pids:/\n0::/y\nnonsense\n");
+        assert_eq!(found.v2.as_deref(), Some(Path::new("/sys/fs/cgroup/unified/y")));
+        assert_eq!(found.v1["memory"], Path::new("/sys/fs/cgroup/memory/docker/ab"));
+        assert_eq!((found.v1["cpu"].as_path(), found.v1.len()), (Path::new("/sys/fs/cgroup/cpu,cpuacct/x"), 3));
     }
 
     #[test]

@@ -2,9 +2,11 @@
 
 use crate::cgroup::Hierarchies;
 use crate::env::{EnvInputs, interpolate, node_values, task_env};
-use crate::spec::{self, Directories, Isolation, Limits, LogLimits, RootSpec, SpecError, TaskSpec};
+use crate::spec::{self, CpuQuota, Directories, Isolation, Limits, LogLimits, RootSpec, SpecError, TaskSpec};
 use caps::{CapSet, Capability};
-use model::{Allocation, DriverStatus, ExecConfig, Node, Task, TaskDriver};
+use futures::future::BoxFuture;
+use model::{AllocId, Allocation, DriverStatus, ExecConfig, Node, Task, TaskDriver};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -19,8 +21,24 @@ pub trait Driver: Send + Sync {
     /// Looks at the machine: whether tasks of this driver can run here, and if not what is missing.
     fn fingerprint(&self) -> DriverStatus;
 
+    /// What it adds to the node's attributes, such as `driver.docker.version`.
+    fn attributes(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+
     /// Everything a supervisor needs. Touches nothing.
     fn prepare(&self, launch: &Launch<'_>) -> Result<TaskSpec, PrepareError>;
+
+    /// Removes what is kept for an allocation beyond its tasks; called after the last of them has ended.
+    fn release(&self, _alloc: AllocId) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Removes what no allocation of these owns on the node of this short id; called at start and now and then. Gives lines
+    /// for the agent's log.
+    fn tidy<'a>(&'a self, _node: &'a str, _living: &'a BTreeSet<AllocId>) -> BoxFuture<'a, Vec<String>> {
+        Box::pin(async { Vec::new() })
+    }
 }
 
 /// A task that is to start, with what the node has made ready for it.
@@ -44,6 +62,8 @@ pub enum PrepareError {
     OtherDriver { task: String, asked: &'static str, driver: &'static str },
     #[error("driver raw_exec is switched off on this node; use exec, or enable it in the agent's configuration")]
     RawExecOff,
+    #[error("task {task:?}: {key} of its {driver} config: {problem}")]
+    Config { task: String, driver: &'static str, key: &'static str, problem: String },
     #[error(transparent)]
     Spec(#[from] SpecError),
 }
@@ -71,7 +91,7 @@ impl Driver for Exec {
         let TaskDriver::Exec(config) = &launch.task.driver else { return Err(other_driver(self, launch)) };
         let seen = Seen { alloc: "/alloc".into(), local: "/local".into(), secrets: "/secrets".into() };
         let isolation = Isolation::Exec(root_spec(launch));
-        Ok(task_spec(launch, config, &seen, isolation)?)
+        Ok(exec_spec(launch, config, &seen, isolation)?)
     }
 }
 
@@ -94,7 +114,7 @@ impl Driver for RawExec {
         }
         let dirs = Directories::under(launch.root, &launch.task.name);
         let seen = Seen { alloc: dirs.alloc, local: dirs.local, secrets: dirs.secrets };
-        Ok(task_spec(launch, config, &seen, Isolation::Raw)?)
+        Ok(exec_spec(launch, config, &seen, Isolation::Raw)?)
     }
 }
 
@@ -109,13 +129,13 @@ pub fn hosts_file(hostname: &str, address: Option<IpAddr>) -> String {
 }
 
 /// The directories as the task sees them.
-struct Seen {
-    alloc: PathBuf,
-    local: PathBuf,
-    secrets: PathBuf,
+pub(crate) struct Seen {
+    pub alloc: PathBuf,
+    pub local: PathBuf,
+    pub secrets: PathBuf,
 }
 
-fn other_driver(driver: &dyn Driver, launch: &Launch<'_>) -> PrepareError {
+pub(crate) fn other_driver(driver: &dyn Driver, launch: &Launch<'_>) -> PrepareError {
     let (task, asked) = (launch.task.name.clone(), launch.task.driver.name());
     PrepareError::OtherDriver { task, asked, driver: driver.name() }
 }
@@ -126,30 +146,49 @@ fn root_spec(launch: &Launch<'_>) -> RootSpec {
     RootSpec { resolv_conf: launch.resolver.map(resolv_conf), hosts, ..RootSpec::new(hostname) }
 }
 
-fn task_spec(
+fn exec_spec(
     launch: &Launch<'_>,
     config: &ExecConfig,
     seen: &Seen,
     isolation: Isolation,
 ) -> Result<TaskSpec, SpecError> {
-    let Launch { node, alloc, task, .. } = launch;
-    let env = task_env(&EnvInputs {
-        node,
-        alloc,
-        task,
+    let env = task_env_of(launch, seen);
+    let values = node_values(launch.node);
+    let words = std::iter::once(&config.command).chain(&config.args);
+    let argv = words.map(|word| interpolate(word, &env, &values)).collect();
+    let spec = task_spec(launch, argv, env, "SIGINT", isolation);
+    spec.check()?;
+    Ok(spec)
+}
+
+pub(crate) fn task_env_of(launch: &Launch<'_>, seen: &Seen) -> BTreeMap<String, String> {
+    task_env(&EnvInputs {
+        node: launch.node,
+        alloc: launch.alloc,
+        task: launch.task,
         alloc_dir: &seen.alloc,
         task_dir: &seen.local,
         secrets_dir: &seen.secrets,
         address: launch.address,
-    });
+    })
+}
+
+/// What all drivers have in common.
+pub(crate) fn task_spec(
+    launch: &Launch<'_>,
+    argv: Vec<String>,
+    env: BTreeMap<String, String>,
+    kill_signal: &str,
+    isolation: Isolation,
+) -> TaskSpec {
+    let Launch { node, alloc, task, .. } = launch;
     let values = node_values(node);
-    let words = std::iter::once(&config.command).chain(&config.args);
-    let spec = TaskSpec {
+    TaskSpec {
         format: spec::FORMAT,
         node: node.id.short(),
         alloc_id: alloc.id.to_string(),
         task: task.name.clone(),
-        argv: words.map(|word| interpolate(word, &env, &values)).collect(),
+        argv,
         user: task.user.as_ref().map(|user| interpolate(user, &env, &values)),
         env,
         limits: limits(task),
@@ -157,16 +196,31 @@ fn task_spec(
         isolation,
         dirs: Directories::under(launch.root, &task.name),
         logs: log_limits(task),
-        kill_signal: task.kill_signal.clone().unwrap_or_else(|| "SIGINT".to_owned()),
+        kill_signal: task.kill_signal.clone().unwrap_or_else(|| kill_signal.to_owned()),
         kill_timeout_ms: u64::try_from(task.kill_timeout.as_millis()).unwrap_or(u64::MAX),
-    };
-    spec.check()?;
-    Ok(spec)
+    }
 }
 
-fn limits(task: &Task) -> Limits {
-    let memory_bytes = task.resources.memory_mb.saturating_mul(1 << 20);
-    Limits { cpu_mhz: task.resources.cpu_mhz, memory_bytes, pids_max: PIDS_MAX }
+pub(crate) fn limits(task: &Task) -> Limits {
+    let bytes = |mb: u64| mb.saturating_mul(1 << 20);
+    let resources = task.resources;
+    let most = (resources.memory_max_mb > resources.memory_mb).then(|| bytes(resources.memory_max_mb));
+    Limits {
+        cpu_mhz: resources.cpu_mhz,
+        memory_bytes: bytes(resources.memory_mb),
+        memory_max_bytes: most,
+        pids_max: PIDS_MAX,
+        ..Limits::default()
+    }
+}
+
+/// The part of every period, in microseconds, that a task with so much of the node may run on all cores together.
+pub(crate) fn cpu_quota(node: &Node, mhz: u64, period_us: u64) -> CpuQuota {
+    let number =
+        |key: &str| node.attributes.get(key).and_then(|text| text.parse::<u64>().ok()).filter(|value| *value > 0);
+    let (cores, total) = (number("cpu.numcores").unwrap_or(1), number("cpu.totalcompute").unwrap_or(1000));
+    // The kernel takes no less than a millisecond.
+    CpuQuota { us: (mhz.saturating_mul(period_us).saturating_mul(cores) / total).max(1_000), period_us }
 }
 
 fn log_limits(task: &Task) -> LogLimits {
@@ -174,7 +228,7 @@ fn log_limits(task: &Task) -> LogLimits {
     LogLimits { files_max: task.logs.files_max.max(1), file_bytes_max }
 }
 
-fn status(missing: Option<String>, description: &str) -> DriverStatus {
+pub(crate) fn status(missing: Option<String>, description: &str) -> DriverStatus {
     let ready = missing.is_none();
     DriverStatus { detected: ready, healthy: ready, description: missing.unwrap_or_else(|| description.to_owned()) }
 }

@@ -1,10 +1,11 @@
 //! The agent's side of a task: starting it, finding it again, and learning how it ended even if its supervisor did not live
 //! to tell.
 
+use crate::cgroup::Cgroup;
 use crate::lock::Lock;
 use crate::protocol::{self, Reply, Request};
 use crate::spec::{SpecError, TaskSpec};
-use crate::state::{ExitStatus, Outcome, Phase, State, now_ns};
+use crate::state::{ContainerRef, ExitStatus, Outcome, Phase, State, now_ns};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -77,6 +78,12 @@ pub enum HandleError {
         control: PathBuf,
         #[source]
         source: crate::cgroup::CgroupError,
+    },
+    #[error("{control}: the task's container cannot be cleared")]
+    Container {
+        control: PathBuf,
+        #[source]
+        source: containers::EngineError,
     },
     #[error("the supervisor answered {0:?} to something else")]
     Unexpected(Box<Reply>),
@@ -217,7 +224,9 @@ impl TaskHandle {
         let deadline = Instant::now() + START_WITHIN;
         loop {
             let exited = child.try_wait().map_err(self.io("wait for its supervisor"))?.is_some();
-            match self.exchange(&Request::AwaitStart, START_WITHIN).await {
+            match self.exchange(&Request::AwaitStart, 2 * START_WITHIN).await {
+                // An image may take minutes to come; the supervisor sets the limit.
+                Ok(Reply::Status(State { phase: Phase::Starting, .. })) => {}
                 Ok(Reply::Status(state)) => return Ok(state.phase),
                 Ok(other) => return Err(unexpected(other)),
                 Err(error) if is_absence(&error) && exited => return self.ended_state().map(|state| state.phase),
@@ -286,19 +295,33 @@ impl TaskHandle {
     fn settle_now(&self) -> Result<Option<ExitStatus>, HandleError> {
         let Some(_lock) = Lock::try_acquire(&self.control).map_err(self.io("lock it"))? else { return Ok(None) };
         let state = State::read(&self.control).map_err(self.io("read its state"))?;
-        let (cgroup, started_at_ns) = match state {
+        let (cgroup, container, started_at_ns) = match state {
             Some(State { phase: Phase::Exited(status), .. }) => return Ok(Some(status)),
-            Some(State { phase: Phase::Running { started_at_ns, .. }, cgroup }) => (cgroup, started_at_ns),
-            Some(State { phase: Phase::Starting, cgroup }) => (cgroup, 0),
-            None => (crate::cgroup::Cgroup::default(), 0),
+            Some(State { phase: Phase::Running { started_at_ns, .. }, cgroup, container }) => {
+                (cgroup, container, started_at_ns)
+            }
+            Some(State { phase: Phase::Starting, cgroup, container }) => (cgroup, container, 0),
+            None => (Cgroup::default(), None, 0),
         };
-        let cleared = cgroup.kill_all().and_then(|()| cgroup.remove());
-        cleared.map_err(|source| HandleError::Cgroup { control: self.control.clone(), source })?;
+        self.clear(&cgroup, container.as_ref())?;
         let outcome = Outcome::Lost("its supervisor died; what was left of the task was killed".to_owned());
         let status = ExitStatus { outcome, oom_killed: false, started_at_ns, finished_at_ns: now_ns() };
-        let state = State { phase: Phase::Exited(status.clone()), cgroup };
+        let state = State { phase: Phase::Exited(status.clone()), cgroup, container };
         state.write(&self.control).map_err(self.io("write its state"))?;
         Ok(Some(status))
+    }
+
+    fn clear(&self, cgroup: &Cgroup, container: Option<&ContainerRef>) -> Result<(), HandleError> {
+        let control = self.control.clone();
+        match container {
+            Some(container) => {
+                crate::container::clear(container).map_err(|source| HandleError::Container { control, source })
+            }
+            None => {
+                let cleared = cgroup.kill_all().and_then(|()| cgroup.remove());
+                cleared.map_err(|source| HandleError::Cgroup { control, source })
+            }
+        }
     }
 
     fn ended_state(&self) -> Result<State, HandleError> {

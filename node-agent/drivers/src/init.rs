@@ -3,6 +3,7 @@
 //! - `isolate` is pid 1 of an exec task's pid namespace. It enters the cgroup and the namespaces, builds the root, gives
 //!   up rights, starts `enter`, then only forwards signals and collects children until the task's first process ends.
 //! - `enter` becomes the user and then the task's program.
+//! - `hold` is all that runs in a sandbox container: it enters the allocation's network namespace and waits.
 //!
 //! Orders come and reports go over the socket that is standard input; the task's own standard input is /dev/null.
 
@@ -32,6 +33,10 @@ use std::process::{Command, ExitCode, Stdio};
 
 pub(crate) const ISOLATE: &str = "isolate";
 pub(crate) const ENTER: &str = "enter";
+const HOLD: &str = "hold";
+
+/// Where a sandbox container sees the namespace that it is to enter.
+const HELD_NETNS: &str = "/netns";
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -103,6 +108,7 @@ pub fn main(stage: &str) -> ExitCode {
     let done = match stage {
         ISOLATE => isolate(&supervisor),
         ENTER => enter(&supervisor).map(|never| match never {}),
+        HOLD => return hold().unwrap_or(ExitCode::from(3)),
         _ => {
             eprintln!("task-init is started by `meshctl supervise` only");
             return ExitCode::from(2);
@@ -131,7 +137,7 @@ fn isolate(supervisor: &UnixStream) -> Result<ExitCode, InitError> {
     enter_namespaces(&order, root)?;
     let owner = order.identity.clone().unwrap_or(Identity { uid: 0, gid: 0, groups: Vec::new() });
     root::enter(root, &order.spec.dirs, &owner, order.spec.limits.memory_bytes)?;
-    give_up_rights()?;
+    give_up_rights(&CAPABILITIES.into())?;
     system("follow the supervisor", prctl::set_pdeathsig(Signal::SIGKILL))?;
     let signals = SigSet::all();
     system("block signals", signals.thread_block())?;
@@ -140,6 +146,19 @@ fn isolate(supervisor: &UnixStream) -> Result<ExitCode, InitError> {
     let end = reap_until(task, &signals);
     let _ = write_frame(supervisor, &end);
     Ok(exit_code(&end))
+}
+
+/// Pid 1 of a sandbox: signals that nobody handles do not reach it, so it waits for them.
+fn hold() -> Result<ExitCode, InitError> {
+    join_netns(Some(Path::new(HELD_NETNS)))?;
+    let signals = SigSet::all();
+    system("block signals", signals.thread_block())?;
+    give_up_rights(&CapsHashSet::new())?;
+    loop {
+        if let Ok(Signal::SIGTERM | Signal::SIGINT) = signals.wait() {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
 }
 
 fn enter_namespaces(order: &Order, root: &RootSpec) -> Result<(), InitError> {
@@ -160,12 +179,11 @@ fn join_netns(path: Option<&Path>) -> Result<(), InitError> {
 
 /// Nothing this process or a child of it executes can gain them again. It stays undumpable, so that not even a task that
 /// runs as root reaches the node's files through /proc/1.
-fn give_up_rights() -> Result<(), InitError> {
-    let kept: CapsHashSet = CAPABILITIES.into();
-    for capability in caps::read(None, CapSet::Bounding)?.difference(&kept) {
+fn give_up_rights(kept: &CapsHashSet) -> Result<(), InitError> {
+    for capability in caps::read(None, CapSet::Bounding)?.difference(kept) {
         caps::drop(None, CapSet::Bounding, *capability)?;
     }
-    let own: CapsHashSet = caps::read(None, CapSet::Permitted)?.intersection(&kept).copied().collect();
+    let own: CapsHashSet = caps::read(None, CapSet::Permitted)?.intersection(kept).copied().collect();
     caps::clear(None, CapSet::Ambient)?;
     caps::clear(None, CapSet::Inheritable)?;
     caps::set(None, CapSet::Effective, &own)?;
@@ -261,14 +279,14 @@ fn enter(parent: &UnixStream) -> Result<Never, InitError> {
 fn working_dir(spec: &TaskSpec) -> &Path {
     match spec.isolation {
         Isolation::Exec(_) => Path::new("/"),
-        Isolation::Raw => spec.dirs.local.parent().unwrap_or(Path::new("/")),
+        Isolation::Raw | Isolation::Container(_) => spec.dirs.local.parent().unwrap_or(Path::new("/")),
     }
 }
 
 fn local_dir(spec: &TaskSpec) -> PathBuf {
     match spec.isolation {
         Isolation::Exec(_) => PathBuf::from("/local"),
-        Isolation::Raw => spec.dirs.local.clone(),
+        Isolation::Raw | Isolation::Container(_) => spec.dirs.local.clone(),
     }
 }
 

@@ -15,6 +15,9 @@
 //! empties the task's cgroup and reports the task lost.
 
 pub mod cgroup;
+mod container;
+mod desk;
+mod docker;
 mod driver;
 mod env;
 mod handle;
@@ -28,11 +31,14 @@ mod state;
 pub mod supervisor;
 mod users;
 
+pub use docker::{Docker, DockerOptions};
 pub use driver::{Driver, Exec, Launch, PrepareError, RawExec, hosts_file, resolv_conf};
 pub use env::{EnvInputs, interpolate, node_values, task_env};
 pub use handle::{HandleError, Launcher, StartError, TaskHandle};
-pub use spec::{Directories, Isolation, Limits, LogLimits, RootSpec, SpecError, TaskSpec, parse_signal};
-pub use state::{ExitStatus, Outcome, Phase, State};
+pub use spec::{
+    ContainerTask, CpuQuota, Directories, Isolation, Limits, LogLimits, RootSpec, SpecError, TaskSpec, parse_signal,
+};
+pub use state::{ContainerRef, ExitStatus, Outcome, Phase, State};
 
 use std::ffi::OsString;
 use std::path::Path;

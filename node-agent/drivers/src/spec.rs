@@ -37,12 +37,27 @@ pub struct TaskSpec {
     pub kill_timeout_ms: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// A share of the machine relative to other tasks, not a ceiling.
     pub cpu_mhz: u64,
+    /// A ceiling: no more than this of every period, all cores together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_quota: Option<CpuQuota>,
+    /// The cores it may run on, as `0-3,6`; `None` is all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpuset: Option<String>,
     pub memory_bytes: u64,
+    /// With it, `memory_bytes` is what is kept for the task when memory runs short, and this where it is stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_max_bytes: Option<u64>,
     pub pids_max: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuQuota {
+    pub us: u64,
+    pub period_us: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +66,15 @@ pub enum Isolation {
     Exec(RootSpec),
     /// A session and a cgroup of its own, nothing else.
     Raw,
+    /// A container of an engine that speaks Docker's API.
+    Container(Box<ContainerTask>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerTask {
+    pub container: containers::ContainerSpec,
+    /// Contents laid over files of the image, by their path in it.
+    pub files: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +120,13 @@ pub enum SpecError {
         #[source]
         source: io::Error,
     },
+}
+
+impl Limits {
+    /// Where a task is stopped for want of memory.
+    pub fn memory_ceiling(&self) -> u64 {
+        self.memory_max_bytes.map_or(self.memory_bytes, |most| most.max(self.memory_bytes))
+    }
 }
 
 impl RootSpec {
@@ -160,7 +191,9 @@ impl TaskSpec {
         if self.task == "alloc" {
             return refuse("the name \"alloc\" is the shared directory's; rename the task");
         }
-        if self.argv.first().is_none_or(String::is_empty) {
+        // A container has its image's command.
+        let is_container = matches!(self.isolation, Isolation::Container(_));
+        if !is_container && self.argv.first().is_none_or(String::is_empty) {
             return refuse("has no command; set `command` in its config block");
         }
         let words = self.argv.iter().chain(self.env.keys()).chain(self.env.values());
@@ -242,7 +275,7 @@ mod tests {
             argv: vec!["/bin/true".into()],
             env: BTreeMap::new(),
             user: None,
-            limits: Limits { cpu_mhz: 100, memory_bytes: 64 << 20, pids_max: 64 },
+            limits: Limits { cpu_mhz: 100, memory_bytes: 64 << 20, pids_max: 64, ..Limits::default() },
             netns: None,
             isolation: Isolation::Raw,
             dirs: Directories::under(Path::new("/nowhere"), "web"),

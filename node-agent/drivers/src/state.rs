@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const FILE: &str = "state.json";
@@ -15,6 +15,16 @@ pub struct State {
     pub phase: Phase,
     /// Everything the task could have left processes in.
     pub cgroup: Cgroup,
+    /// The task is a container: its cgroup is the engine's to make and remove, and this is what to clear away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<ContainerRef>,
+}
+
+/// Where a container is to be found, also by those who did not start it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerRef {
+    pub socket: PathBuf,
+    pub name: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

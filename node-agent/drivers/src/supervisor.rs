@@ -10,15 +10,16 @@
 //! ```
 
 use crate::cgroup::{Cgroup, CgroupError, Hierarchies};
+use crate::container;
+use crate::desk::{Desk, Inner, STACK, Target, WAIT_TURN};
 use crate::init::{ENTER, ISOLATE, Order, Report, explain};
 use crate::lock::Lock;
 use crate::logs::{Rotator, pump};
 use crate::protocol::{self, Reply, Request, read_frame, write_frame};
-use crate::spec::{Isolation, SpecError, TaskSpec, parse_signal};
+use crate::spec::{Isolation, SpecError, TaskSpec};
 use crate::state::{ExitStatus, Outcome, Phase, State, now_ns};
 use crate::users::{self, Identity, UserError};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Gid, Pid, Uid, chown, setsid};
 use std::fs;
@@ -28,18 +29,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// After the task's end an agent that is connected may still ask; then the state on disk says all there is.
-const LINGER: Duration = Duration::from_secs(2);
-
-/// A client that waits is answered by then, so that a vanished one is noticed.
-const WAIT_TURN: Duration = Duration::from_secs(30);
-
 const CLIENTS_MAX: usize = 64;
-const STACK: usize = 256 << 10;
 
 #[derive(Debug, thiserror::Error)]
 enum SuperviseError {
@@ -61,7 +55,7 @@ enum SuperviseError {
 
 /// Why nothing of a task ran.
 #[derive(Debug, thiserror::Error)]
-enum NotStarted {
+pub(crate) enum NotStarted {
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
@@ -72,6 +66,8 @@ enum NotStarted {
         #[source]
         source: io::Error,
     },
+    #[error(transparent)]
+    Engine(#[from] containers::EngineError),
     #[error("{0}")]
     Reported(String),
 }
@@ -97,9 +93,12 @@ fn run(control: &Path) -> Result<(), SuperviseError> {
     if act("read the state", State::read(control))?.is_some() {
         return Err(SuperviseError::StartedBefore(control.to_owned()));
     }
-    let desk = Arc::new(Desk::open(control)?);
+    let desk = Arc::new(act("write the state", Desk::open(control))?);
     act("serve the agent", serve(&desk))?;
-    let status = run_task(&spec, &desk);
+    let status = match &spec.isolation {
+        Isolation::Container(task) => container::run(&spec, task, &desk),
+        Isolation::Exec(_) | Isolation::Raw => run_task(&spec, &desk),
+    };
     desk.finish(status);
     desk.linger();
     let _ = fs::remove_file(control.join(protocol::SOCKET));
@@ -125,6 +124,10 @@ fn run_task(spec: &TaskSpec, desk: &Arc<Desk>) -> ExitStatus {
     if let Err(error) = cgroup.kill_all().and_then(|()| cgroup.remove()) {
         eprintln!("{}", explain(&error));
     }
+    exit_status(outcome, oom_killed, desk)
+}
+
+pub(crate) fn exit_status(outcome: Result<Outcome, NotStarted>, oom_killed: bool, desk: &Desk) -> ExitStatus {
     let outcome = outcome.unwrap_or_else(|error| Outcome::NotStarted(explain(&error)));
     let started_at_ns = match desk.lock().state.phase {
         Phase::Running { started_at_ns, .. } => started_at_ns,
@@ -165,7 +168,7 @@ fn prepare(spec: &TaskSpec, desk: &Desk) -> Result<Prepared, NotStarted> {
 fn identity(spec: &TaskSpec) -> Result<Option<Identity>, UserError> {
     let default = match spec.isolation {
         Isolation::Exec(_) => Some("nobody"),
-        Isolation::Raw => None,
+        Isolation::Raw | Isolation::Container(_) => None,
     };
     spec.user.as_deref().or(default).map(users::resolve).transpose()
 }
@@ -220,7 +223,7 @@ fn keep(order: &Order, stdout: PipeWriter, stderr: PipeWriter, desk: &Desk) -> R
         return Err(error);
     }
     let pid = child.id().cast_signed();
-    desk.set_main(Some(Pid::from_raw(pid)));
+    desk.set_main(Some(Target::Process(Pid::from_raw(pid))));
     if let Err(error) = desk.record(|state| state.phase = Phase::Running { pid, started_at_ns: now_ns() }) {
         // A task of which no one would know after this supervisor's death must not run.
         desk.set_main(None);
@@ -271,170 +274,6 @@ fn collect(child: &mut Child, told: Option<Report>, desk: &Desk) -> io::Result<O
         (Some(Report::Signaled(signal)), ..) | (_, Some(signal), _) => Outcome::Signaled(signal),
         (_, _, code) => Outcome::Exited(code.unwrap_or(-1)),
     })
-}
-
-/// What the clients' threads and the task's share.
-struct Desk {
-    control: PathBuf,
-    inner: Mutex<Inner>,
-    changed: Condvar,
-}
-
-struct Inner {
-    state: State,
-    /// The process that signals go to, while it exists.
-    main: Option<Pid>,
-    /// Asked for while the task was starting: it is sent as soon as there is someone to send it to.
-    pending: Option<Signal>,
-    /// The time after the kill's signal is over: nothing of the task may live on, or begin.
-    struck: bool,
-    clients: usize,
-    forgotten: bool,
-}
-
-impl Inner {
-    fn ended(&self) -> Option<&ExitStatus> {
-        match &self.state.phase {
-            Phase::Exited(status) => Some(status),
-            _ => None,
-        }
-    }
-
-    /// Its first process has begun and ended.
-    fn is_over(&self) -> bool {
-        self.main.is_none() && self.state.phase != Phase::Starting
-    }
-}
-
-impl Desk {
-    fn open(control: &Path) -> Result<Self, SuperviseError> {
-        let state = State { phase: Phase::Starting, cgroup: Cgroup::default() };
-        act("write the state", state.write(control))?;
-        let inner = Inner { state, main: None, pending: None, struck: false, clients: 0, forgotten: false };
-        Ok(Self { control: control.to_owned(), inner: Mutex::new(inner), changed: Condvar::new() })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes the state on disk, and only then in sight of the agent.
-    fn record(&self, change: impl FnOnce(&mut State)) -> io::Result<()> {
-        let mut inner = self.lock();
-        let mut state = inner.state.clone();
-        change(&mut state);
-        state.write(&self.control)?;
-        inner.state = state;
-        self.changed.notify_all();
-        Ok(())
-    }
-
-    fn set_main(&self, main: Option<Pid>) {
-        self.lock().main = main;
-        self.changed.notify_all();
-    }
-
-    /// An end that is not on disk is not told: a full disk delays it.
-    fn finish(&self, status: ExitStatus) {
-        while let Err(error) = self.record(|state| state.phase = Phase::Exited(status.clone())) {
-            eprintln!("the exit status cannot be written: {error}; make room on the disk");
-            thread::sleep(Duration::from_secs(1));
-        }
-    }
-
-    fn linger(&self) {
-        let mut quiet_since = Instant::now();
-        let mut inner = self.lock();
-        while !inner.forgotten && quiet_since.elapsed() < LINGER {
-            inner = self.wait_turn(inner, LINGER / 4);
-            if inner.clients > 0 {
-                quiet_since = Instant::now();
-            }
-        }
-    }
-
-    /// Waits until the condition holds or the time is up.
-    fn wait_until(&self, within: Duration, holds: impl Fn(&Inner) -> bool) -> MutexGuard<'_, Inner> {
-        let deadline = Instant::now() + within;
-        let mut inner = self.lock();
-        while !holds(&inner) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            inner = self.wait_turn(inner, left);
-        }
-        inner
-    }
-
-    fn wait_turn<'a>(&self, inner: MutexGuard<'a, Inner>, within: Duration) -> MutexGuard<'a, Inner> {
-        self.changed.wait_timeout(inner, within).unwrap_or_else(PoisonError::into_inner).0
-    }
-
-    fn signal(&self, signal: &str) -> Result<(), String> {
-        let known = sendable(signal)?;
-        let inner = self.wait_until(Duration::from_secs(5), |inner| inner.state.phase != Phase::Starting);
-        let main = inner.main.ok_or("the task has ended")?;
-        kill(main, known).map_err(|errno| format!("the signal could not be sent: {errno}"))
-    }
-
-    /// Returns at once; a thread of its own sees to the rest. A task that is starting gets its signal once it has started.
-    fn kill(self: &Arc<Self>, signal: &str, timeout: Duration) -> Result<(), String> {
-        let known = sendable(signal)?;
-        let desk = Arc::clone(self);
-        let thread = thread::Builder::new().stack_size(STACK).spawn(move || desk.strike_after(timeout));
-        thread.map_err(|error| format!("no thread for it: {error}"))?;
-        let mut inner = self.lock();
-        if inner.state.phase == Phase::Starting {
-            inner.pending = Some(known);
-        } else if let Some(Err(errno)) = inner.main.map(|main| kill(main, known)) {
-            eprintln!("kill: {errno}");
-        }
-        Ok(())
-    }
-
-    fn strike_after(&self, timeout: Duration) {
-        let mut inner = self.wait_until(timeout, Inner::is_over);
-        if inner.is_over() {
-            return;
-        }
-        inner.struck = true;
-        let cgroup = inner.state.cgroup.clone();
-        drop(inner);
-        if let Err(error) = cgroup.kill_all() {
-            eprintln!("kill: {}", explain(&error));
-        }
-    }
-
-    /// Whether a kill came while nothing of the task ran.
-    fn is_to_die(&self) -> bool {
-        let inner = self.lock();
-        inner.struck || inner.pending.is_some()
-    }
-
-    /// Does to a task that has just started what was asked for while it started.
-    fn catch_up_kill(&self, cgroup: &Cgroup) {
-        let mut inner = self.lock();
-        let (main, pending, struck) = (inner.main, inner.pending.take(), inner.struck);
-        if let (Some(main), Some(signal)) = (main, pending)
-            && let Err(errno) = kill(main, signal)
-        {
-            eprintln!("kill: {errno}");
-        }
-        drop(inner);
-        if struck && let Err(error) = cgroup.kill_all() {
-            eprintln!("kill: {}", explain(&error));
-        }
-    }
-}
-
-/// Reads a signal that a task may be sent.
-fn sendable(signal: &str) -> Result<Signal, String> {
-    match parse_signal(signal) {
-        None => Err(format!("{signal:?} is no signal; write for example SIGTERM")),
-        Some(Signal::SIGSTOP) => Err("SIGSTOP would stop the task's guardian, not the task; send SIGTSTP".to_owned()),
-        Some(known) => Ok(known),
-    }
 }
 
 fn serve(desk: &Arc<Desk>) -> io::Result<()> {
@@ -517,41 +356,6 @@ fn act<T>(action: &'static str, done: io::Result<T>) -> Result<T, SuperviseError
     done.map_err(|source| SuperviseError::Io { action, source })
 }
 
-fn step<T>(action: &'static str, done: io::Result<T>) -> Result<T, NotStarted> {
+pub(crate) fn step<T>(action: &'static str, done: io::Result<T>) -> Result<T, NotStarted> {
     done.map_err(|source| NotStarted::Io { action, source })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_kill_while_the_task_starts_is_remembered_and_struck() {
-        let dir = tempfile::tempdir().unwrap();
-        let desk = Arc::new(Desk::open(dir.path()).unwrap());
-        assert!(!desk.is_to_die());
-        desk.kill("SIGTERM", Duration::from_millis(20)).unwrap();
-        assert_eq!(desk.lock().pending, Some(Signal::SIGTERM));
-        assert!(desk.is_to_die(), "it must not begin any more");
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while !desk.lock().struck && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(5));
-        }
-        assert!(desk.lock().struck, "the timeout holds for what is starting too");
-    }
-
-    #[test]
-    fn a_task_that_began_meanwhile_gets_the_remembered_signal() {
-        let dir = tempfile::tempdir().unwrap();
-        let desk = Arc::new(Desk::open(dir.path()).unwrap());
-        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        let pid = child.id().cast_signed();
-        desk.kill("SIGTERM", Duration::from_secs(60)).unwrap();
-        desk.set_main(Some(Pid::from_raw(pid)));
-        desk.record(|state| state.phase = Phase::Running { pid, started_at_ns: 1 }).unwrap();
-        desk.catch_up_kill(&Cgroup::default());
-        assert_eq!(child.wait().unwrap().signal(), Some(Signal::SIGTERM as i32));
-        desk.set_main(None);
-        assert!(!desk.is_to_die());
-    }
 }

@@ -30,7 +30,7 @@ pub fn resolve(user: &str) -> Result<Identity, UserError> {
     find(user, &passwd, &group).ok_or_else(|| UserError::Unknown(user.to_owned()))
 }
 
-fn find(user: &str, passwd: &str, group: &str) -> Option<Identity> {
+pub(crate) fn find(user: &str, passwd: &str, group: &str) -> Option<Identity> {
     if let Some((uid, gid)) = user.split_once(':') {
         return Some(Identity { uid: uid.parse().ok()?, gid: gid.parse().ok()?, groups: Vec::new() });
     }

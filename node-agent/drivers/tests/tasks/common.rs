@@ -1,6 +1,9 @@
 //! A node with allocations to start real tasks on, cleared away whatever happens.
 
-use drivers::{Directories, Driver, Exec, Launch, Launcher, RawExec, State, TaskHandle, TaskSpec, cgroup};
+use crate::engines::{self, IMAGE};
+use drivers::{
+    Directories, Driver, Exec, Launch, Launcher, PrepareError, RawExec, State, TaskHandle, TaskSpec, cgroup,
+};
 use model::*;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -42,12 +45,26 @@ impl Bench {
     }
 
     pub fn spec(&self, driver: &dyn Driver, command: &str, args: &[&str]) -> TaskSpec {
-        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let config = ExecConfig { command: command.to_owned(), args, ..ExecConfig::default() };
-        let task = task(match driver.name() {
+        self.prepare(driver, task(self.driver_config(driver, command, args))).expect("prepares")
+    }
+
+    fn driver_config(&self, driver: &dyn Driver, command: &str, args: &[&str]) -> TaskDriver {
+        let words: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let config = ExecConfig { command: command.to_owned(), args: words.clone(), ..ExecConfig::default() };
+        match driver.name() {
             "exec" => TaskDriver::Exec(config),
-            _ => TaskDriver::RawExec(config),
-        });
+            "raw_exec" => TaskDriver::RawExec(config),
+            other => {
+                let words = words.into_iter().map(ConfigValue::Text).collect();
+                let text = |text: &str| ConfigValue::Text(text.to_owned());
+                let pairs = [("image", text(IMAGE)), ("command", text(command)), ("args", ConfigValue::List(words))];
+                plugin(Plugin::parse(other).expect("a plugin"), &pairs)
+            }
+        }
+    }
+
+    /// What the driver makes of a task.
+    pub fn prepare(&self, driver: &dyn Driver, task: Task) -> Result<TaskSpec, PrepareError> {
         let alloc = alloc(self.alloc_id, &self.node, task);
         let task = &alloc.job.groups[0].tasks[0];
         let launch = Launch {
@@ -59,7 +76,7 @@ impl Bench {
             address: None,
             resolver: Some(IpAddr::from([10, 64, 0, 1])),
         };
-        driver.prepare(&launch).expect("prepares")
+        driver.prepare(&launch)
     }
 
     pub async fn start(&self, spec: &TaskSpec) -> TaskHandle {
@@ -111,7 +128,9 @@ impl Drop for Bench {
             for pid in supervisors(&self.dirs().control) {
                 let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
             }
-            let _ = state.cgroup.kill_all().and_then(|()| state.cgroup.remove());
+            if state.container.is_none() {
+                let _ = state.cgroup.kill_all().and_then(|()| state.cgroup.remove());
+            }
         }
         // The last supervisor may be on its way out.
         let deadline = Instant::now() + Duration::from_secs(3);
@@ -139,8 +158,17 @@ pub fn runs(text: &str) -> bool {
     lines.into_iter().any(|line| String::from_utf8_lossy(&line).contains(text))
 }
 
-pub fn drivers() -> [Box<dyn Driver>; 2] {
-    [Box::new(Exec), Box::new(RawExec { enabled: true })]
+pub fn processes_drivers() -> Vec<Box<dyn Driver>> {
+    vec![Box::new(Exec), Box::new(RawExec { enabled: true })]
+}
+
+pub fn drivers() -> Vec<Box<dyn Driver>> {
+    vec![Box::new(Exec), Box::new(RawExec { enabled: true }), Box::new(engines::docker())]
+}
+
+pub fn plugin(driver: Plugin, pairs: &[(&str, ConfigValue)]) -> TaskDriver {
+    let config = pairs.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+    TaskDriver::Plugin(PluginConfig { driver, config })
 }
 
 fn random() -> [u8; 16] {
@@ -150,7 +178,7 @@ fn random() -> [u8; 16] {
     bytes
 }
 
-fn task(driver: TaskDriver) -> Task {
+pub fn task(driver: TaskDriver) -> Task {
     Task {
         env: BTreeMap::from([("GREETING".into(), "hi from ${node.unique.name}".into())]),
         resources: Resources { cpu_mhz: 100, memory_mb: 64, ..Resources::default() },

@@ -3,5 +3,6 @@
 
 mod common;
 mod conformance;
+mod engines;
 mod isolation;
 mod survival;

@@ -66,7 +66,7 @@ async fn a_damaged_task_file_without_a_state_is_no_task_and_stands_in_nobodys_wa
 
 #[tokio::test]
 async fn a_killed_supervisor_leaves_nothing_running() {
-    for (driver, again) in drivers().into_iter().zip([false, true]) {
+    for (driver, again) in drivers().into_iter().zip([false, true, true, false]) {
         let bench = Bench::new();
         let sleep = format!("86401.{}", std::process::id());
         let task =
@@ -121,7 +121,9 @@ fn the_freezer_kills_what_keeps_forking() {
     let on = Hierarchies { v2: None, ..found };
     let path: PathBuf = ["meshctl", &bench.node.id.short(), "freeze", "t"].iter().collect();
     let cgroup = Cgroup::claim(&on, &path).expect("claims");
-    cgroup.create(&on, &path, &Limits { cpu_mhz: 100, memory_bytes: 32 << 20, pids_max: 300 }).expect("creates");
+    cgroup
+        .create(&on, &path, &Limits { cpu_mhz: 100, memory_bytes: 32 << 20, pids_max: 300, ..Limits::default() })
+        .expect("creates");
     let enter: String = cgroup.v1.values().map(|dir| format!("echo 0 > {}/cgroup.procs; ", dir.display())).collect();
     let script = format!("{enter} while :; do sleep 30 & done");
     let mut child = Command::new("sh").args(["-c", &script]).stderr(std::process::Stdio::null()).spawn().expect("runs");
