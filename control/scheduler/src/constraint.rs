@@ -1,32 +1,54 @@
 //! Constraints against a node, with the comparison rules of Nomad's job specification.
+//!
+//! Beside what a node is they may read what runs on it: `${node.jobs.db}` is the number of allocations of the job `db` that
+//! are to run there, and is not set when there is none. So a constraint with `is_not_set` keeps two jobs apart, `is_set`
+//! joins them, and an affinity does either as a wish.
 
 use model::version::{self, Rules};
 use model::{Constraint, Node, Operator, rules};
 use regex::Regex;
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
-/// Whether the node meets the constraint. `distinct_hosts` is no matter of one node and always holds here.
+/// How many allocations of a job are to run on a node: what `${node.jobs.<job>}` reads.
+pub(crate) type JobsHere<'n> = &'n dyn Fn(&str) -> u32;
+
+pub(crate) const NO_JOBS: JobsHere<'static> = &|_| 0;
+
+/// Whether the node meets the constraint. `distinct_hosts` and `distinct_property` are no matter of one node and always
+/// hold here; no job runs on the node.
 pub fn satisfies(node: &Node, constraint: &Constraint) -> bool {
-    Checker::new(constraint).holds(node)
+    Checker::of(constraint).holds(node, NO_JOBS)
 }
 
-/// A constraint with its pattern compiled once for all nodes.
+/// A comparison with its pattern compiled once for all nodes.
 pub(crate) struct Checker<'a> {
-    constraint: &'a Constraint,
+    attribute: &'a str,
+    operator: Operator,
+    value: &'a str,
     regex: Option<Regex>,
 }
 
 impl<'a> Checker<'a> {
-    pub(crate) fn new(constraint: &'a Constraint) -> Self {
-        let literal = constraint.operator == Operator::Regexp && reference(&constraint.value).is_none();
-        Self { constraint, regex: if literal { rules::regex(&constraint.value).ok() } else { None } }
+    pub(crate) fn of(constraint: &'a Constraint) -> Self {
+        Self::new(&constraint.attribute, constraint.operator, &constraint.value)
     }
 
-    pub(crate) fn holds(&self, node: &Node) -> bool {
-        let left = resolve(node, &self.constraint.attribute);
-        let right = resolve(node, &self.constraint.value);
-        match self.constraint.operator {
+    pub(crate) fn new(attribute: &'a str, operator: Operator, value: &'a str) -> Self {
+        let literal = operator == Operator::Regexp && reference(value).is_none();
+        Self { attribute, operator, value, regex: if literal { rules::regex(value).ok() } else { None } }
+    }
+
+    /// Whether the answer may differ between two nodes of one class.
+    pub(crate) fn is_of_one_node(&self) -> bool {
+        is_of_one_node(self.attribute) || is_of_one_node(self.value)
+    }
+
+    pub(crate) fn holds(&self, node: &Node, jobs: JobsHere<'_>) -> bool {
+        let left = resolve(node, jobs, self.attribute);
+        let right = resolve(node, jobs, self.value);
+        match self.operator {
             Operator::DistinctHosts | Operator::DistinctProperty => true,
             Operator::NotEqual => left != right,
             Operator::IsSet => left.is_some(),
@@ -36,7 +58,7 @@ impl<'a> Checker<'a> {
     }
 
     fn compares(&self, left: &str, right: &str) -> bool {
-        match self.constraint.operator {
+        match self.operator {
             Operator::Equal => left == right,
             Operator::Less => order(left, right).is_lt(),
             Operator::LessOrEqual => order(left, right).is_le(),
@@ -64,13 +86,18 @@ impl<'a> Checker<'a> {
 
     /// As placement failures name it.
     pub(crate) fn text(&self) -> String {
-        let Constraint { attribute, operator, value } = self.constraint;
+        let Self { attribute, operator, value, .. } = self;
         match operator {
             Operator::IsSet | Operator::IsNotSet => format!("{attribute} {}", operator.as_str()),
             Operator::DistinctHosts => operator.as_str().to_owned(),
             _ => format!("{attribute} {} {value}", operator.as_str()),
         }
     }
+}
+
+/// Whether the text reads something that nodes alike in everything else differ in.
+fn is_of_one_node(text: &str) -> bool {
+    reference(text).is_some_and(|name| name.contains("unique.") || name.starts_with(JOBS))
 }
 
 /// As integers if both are, else as numbers, else as text.
@@ -88,30 +115,36 @@ fn members(text: &str) -> BTreeSet<&str> {
 }
 
 /// The value of `${…}`, `None` when the node does not have it; any other text stands for itself.
-fn resolve(node: &Node, text: &str) -> Option<String> {
+pub(crate) fn resolve<'n>(node: &'n Node, jobs: JobsHere<'_>, text: &'n str) -> Option<Cow<'n, str>> {
     match reference(text) {
-        Some(name) => lookup(node, name),
-        None => Some(text.to_owned()),
+        Some(name) => lookup(node, jobs, name),
+        None => Some(Cow::Borrowed(text)),
     }
 }
 
-fn reference(text: &str) -> Option<&str> {
+const JOBS: &str = "node.jobs.";
+
+pub(crate) fn reference(text: &str) -> Option<&str> {
     text.strip_prefix("${")?.strip_suffix('}').map(str::trim)
 }
 
-fn lookup(node: &Node, name: &str) -> Option<String> {
+fn lookup<'n>(node: &'n Node, jobs: JobsHere<'_>, name: &str) -> Option<Cow<'n, str>> {
     if let Some(key) = name.strip_prefix("attr.") {
-        return node.attributes.get(key).cloned();
+        return node.attributes.get(key).map(|value| Cow::Borrowed(value.as_str()));
     }
     if let Some(key) = name.strip_prefix("meta.").or_else(|| name.strip_prefix("node.meta.")) {
-        return node.meta.get(key).cloned();
+        return node.meta.get(key).map(|value| Cow::Borrowed(value.as_str()));
+    }
+    if let Some(job) = name.strip_prefix(JOBS) {
+        let count = jobs(job);
+        return (count > 0).then(|| Cow::Owned(count.to_string()));
     }
     match name {
-        "node.unique.id" => Some(node.id.to_string()),
-        "node.unique.name" => Some(node.name.clone()),
-        "node.datacenter" => Some(node.datacenter.clone()),
-        "node.pool" => Some(node.pool.clone()),
-        "node.class" => Some(node.class.clone()),
+        "node.unique.id" => Some(Cow::Owned(node.id.to_string())),
+        "node.unique.name" => Some(Cow::Borrowed(&node.name)),
+        "node.datacenter" => Some(Cow::Borrowed(&node.datacenter)),
+        "node.pool" => Some(Cow::Borrowed(&node.pool)),
+        "node.class" => Some(Cow::Borrowed(&node.class)),
         _ => None,
     }
 }

@@ -3,42 +3,61 @@
 //! ```text
 //!   job + allocations ──slots──> what holds what ──stage, rollout──> how much may change now
 //!                     ──reconcile──> stops, in-place updates, slots to fill (system: nodes to fill)
-//!   slots + nodes ──place──> feasible (constraints) ──> fits (capacity, ports) ──> best score ──> allocation
+//!   slots + state ──place──> feasible (by class) ──> fits (capacity, ports) ──> ranking by score ──> allocation
 //! ```
 //!
 //! The same values and the same seed give the same plan on every machine. Nothing here is final: the catalog checks every
 //! placement again against the newest state when it applies the plan.
 
+mod balance;
 mod change;
 mod constraint;
 mod feasible;
+mod fleet;
 mod health;
+mod index;
 mod place;
+mod ports;
 mod random;
+mod ranking;
 mod reconcile;
 mod rollout;
+mod score;
+mod settings;
 mod slots;
 mod stage;
+mod state;
 mod system;
 
 pub use change::{GroupChange, group_change};
 pub use constraint::satisfies;
+pub use feasible::may_run;
 pub use health::watch;
 pub use reconcile::GroupChanges;
+pub use settings::{Algorithm, Preemption, Settings};
+pub use state::ClusterState;
 
-use model::{Allocation, Deployment, Evaluation, Index, Job, Node, Plan, Timestamp};
+use model::{Allocation, Deployment, Evaluation, Job, Plan, Timestamp};
 use std::collections::BTreeMap;
 
-/// The state a plan is made against.
-#[derive(Clone, Debug, Default)]
+/// What a plan is made against.
+#[derive(Clone, Debug)]
 pub struct ClusterView<'a> {
-    /// The catalog's index; the plan carries it on.
-    pub index: Index,
-    pub nodes: Vec<&'a Node>,
-    /// Every live allocation of the cluster, and the ended ones of the evaluated job: they say how often a slot failed.
+    pub state: &'a ClusterState,
+    /// The evaluated job's allocations, the ended ones too: they say how often a slot failed.
     pub allocs: Vec<&'a Allocation>,
     /// The newest deployment of the evaluated job, whatever became of it.
     pub deployment: Option<&'a Deployment>,
+    pub settings: Settings,
+    /// What the job waits for before anything of it is placed, as sentences.
+    pub unmet: Vec<String>,
+}
+
+impl<'a> ClusterView<'a> {
+    /// With default settings, and nothing to wait for.
+    pub fn new(state: &'a ClusterState, allocs: Vec<&'a Allocation>, deployment: Option<&'a Deployment>) -> Self {
+        Self { state, allocs, deployment, settings: Settings::default(), unmet: Vec::new() }
+    }
 }
 
 /// What to change so that the evaluated job becomes what it asks for. `job` is its newest version, `None` when it is gone.
@@ -57,7 +76,7 @@ pub fn explain(
     let mut plan = Plan {
         eval_id: eval.id,
         job_id: eval.job_id.clone(),
-        snapshot_index: view.index,
+        snapshot_index: view.state.index,
         goes_on: false,
         stops: Vec::new(),
         placements: Vec::new(),

@@ -1,39 +1,36 @@
 //! Where one allocation goes: of the nodes that may run it and have room, the one with the best score.
+//!
+//! A [`Request`] holds what is the same for all slots of a group: scores are worked out once, and after each placement anew
+//! for the one node that it changed.
 
-use crate::feasible::{Feasibility, distinct_hosts, reason_not_placeable};
+use crate::balance::Balance;
+use crate::feasible::{Feasibility, Memo, constraints, distinct_hosts, of_group, reason_not_placeable};
+use crate::fleet::{Fleet, Room};
+use crate::ports::{PortDemand, Ports};
 use crate::random::Random;
-use model::capacity::{self, DYNAMIC_PORTS, Exhausted, Usage};
-use model::{
-    AllocatedPort, Allocation, Job, Network, NetworkMode, Node, NodeId, NodeResources, NodeStatus, PlacementFailure,
-    PortRequest, TaskGroup,
-};
-use std::collections::{BTreeMap, BTreeSet};
-
-/// The nodes with what is taken of them; placements of the plan in the making included.
-pub(crate) struct Fleet<'a> {
-    /// Ordered by id.
-    nodes: Vec<NodeState<'a>>,
-}
-
-struct NodeState<'a> {
-    node: &'a Node,
-    usage: Usage,
-    /// Allocations of the evaluated job that stay or are placed here, by group.
-    of_job: BTreeMap<String, u32>,
-    /// Decides between equal scores.
-    tie_break: u64,
-}
+use crate::ranking::Ranking;
+use crate::score::{self, Affinities, Score};
+use crate::settings::Algorithm;
+use model::capacity::{self, Exhausted};
+use model::{AllocatedPort, Allocation, Job, Node, NodeId, NodeResources, PlacementFailure, TaskGroup};
 
 /// A group with everything about it that is the same for all its slots.
 pub(crate) struct Request<'a> {
-    group: &'a TaskGroup,
-    demand: NodeResources,
-    ports: &'a [PortRequest],
-    statics: Vec<u16>,
+    pub(crate) job: &'a Job,
+    pub(crate) group: &'a TaskGroup,
+    pub(crate) number: Option<usize>,
+    pub(crate) demand: NodeResources,
+    pub(crate) feasibility: Feasibility<'a>,
+    pub(crate) affinities: Affinities<'a>,
+    pub(crate) algorithm: Algorithm,
+    pub(crate) seed: u64,
+    needs_address: bool,
+    ports: PortDemand<'a>,
     distinct_in_job: bool,
     distinct_in_group: bool,
-    /// Why each node of the fleet, by position, is out of the question.
-    filtered: Vec<Vec<String>>,
+    ranking: Option<Ranking<'a>>,
+    /// Why nothing was found, and after how many changes of the fleet.
+    failure: Option<(usize, PlacementFailure)>,
 }
 
 pub(crate) struct Spot<'a> {
@@ -41,301 +38,201 @@ pub(crate) struct Spot<'a> {
     pub(crate) ports: Vec<AllocatedPort>,
 }
 
-impl<'a> Fleet<'a> {
-    /// `kept` are the evaluated job's allocations that hold a slot.
-    pub(crate) fn new(nodes: &[&'a Node], allocs: &[&'a Allocation], kept: &[&'a Allocation], seed: u64) -> Self {
-        let mut by_id: BTreeMap<NodeId, NodeState<'a>> = nodes
-            .iter()
-            .filter(|node| node.status != NodeStatus::Down)
-            .map(|node| (node.id, NodeState::new(node, seed)))
-            .collect();
-        for alloc in allocs.iter().filter(|alloc| alloc.is_live()) {
-            by_id.entry(alloc.node_id).and_modify(|state| state.usage.add(alloc));
-        }
-        for alloc in kept {
-            by_id.entry(alloc.node_id).and_modify(|state| state.count(&alloc.group));
-        }
-        Self { nodes: by_id.into_values().collect() }
-    }
+/// Why a node is not taken.
+pub(crate) enum Against {
+    Filtered(Vec<String>),
+    Exhausted(Vec<Exhausted>),
+}
 
-    pub(crate) fn request(&self, job: &'a Job, group: &'a TaskGroup) -> Request<'a> {
-        let feasibility = Feasibility::new(job, group);
-        let reasons = |state: &NodeState<'_>| {
-            reason_not_placeable(state.node).into_iter().chain(feasibility.reasons_against(state.node)).collect()
-        };
-        let ports: &[PortRequest] = group.network.as_ref().map_or(&[], |network: &Network| &network.ports);
-        Request {
+impl<'a> Request<'a> {
+    pub(crate) fn new(fleet: &Fleet<'_>, job: &'a Job, group: &'a TaskGroup, algorithm: Algorithm, seed: u64) -> Self {
+        Self {
+            job,
             group,
+            number: fleet.group_number(&group.name),
             demand: capacity::demand(group),
-            ports,
-            statics: ports.iter().filter_map(|port| port.static_port).collect(),
-            distinct_in_job: distinct_hosts(&job.constraints),
-            distinct_in_group: distinct_hosts(&group.constraints)
-                || group.tasks.iter().any(|task| distinct_hosts(&task.constraints)),
-            filtered: self.nodes.iter().map(reasons).collect(),
+            feasibility: Feasibility::new(job, group),
+            affinities: Affinities::of(job, group),
+            algorithm,
+            seed,
+            needs_address: capacity::needs_address(group),
+            ports: PortDemand::of(group),
+            distinct_in_job: distinct_hosts(job.constraints.iter()),
+            distinct_in_group: distinct_hosts(of_group(group)),
+            ranking: None,
+            failure: None,
         }
     }
 
     /// The best node with room, and ports on it. `avoid` is where the slot failed before.
-    pub(crate) fn find(
-        &self,
-        request: &Request<'_>,
+    pub(crate) fn find<'f>(
+        &mut self,
+        fleet: &Fleet<'f>,
         avoid: Option<NodeId>,
         random: &mut Random,
-    ) -> Result<Spot<'a>, PlacementFailure> {
-        self.best_of(0..self.nodes.len(), request, avoid, random)
+    ) -> Result<Spot<'f>, PlacementFailure> {
+        if let Some((_, failure)) = self.failure.as_ref().filter(|(seen, _)| *seen == fleet.changes()) {
+            return Err(failure.clone());
+        }
+        match self.best(fleet, avoid).and_then(|id| self.spot(fleet, id, random)) {
+            Some(spot) => Ok(spot),
+            None => {
+                let failure = self.failure_on(fleet, fleet.state.states().map(|state| fleet.room_of(state)));
+                self.failure = Some((fleet.changes(), failure.clone()));
+                Err(failure)
+            }
+        }
     }
 
     /// Room and ports on this node and no other.
-    pub(crate) fn find_on(
+    pub(crate) fn find_on<'f>(
         &self,
-        request: &Request<'_>,
+        fleet: &Fleet<'f>,
         node: NodeId,
         random: &mut Random,
-    ) -> Result<Spot<'a>, PlacementFailure> {
-        let at = self.nodes.binary_search_by_key(&node, |state| state.node.id);
-        self.best_of(at.map_or(0..0, |at| at..at + 1), request, None, random)
-    }
-
-    fn best_of(
-        &self,
-        range: std::ops::Range<usize>,
-        request: &Request<'_>,
-        avoid: Option<NodeId>,
-        random: &mut Random,
-    ) -> Result<Spot<'a>, PlacementFailure> {
-        let mut failure = PlacementFailure::default();
-        let mut best: Option<(f64, &NodeState<'a>)> = None;
-        for (state, filtered) in self.nodes[range.clone()].iter().zip(&request.filtered[range]) {
-            failure.nodes_evaluated += 1;
-            if note_reasons(&mut failure, state.filtered(request, filtered), state.misfits(request)) {
-                continue;
-            }
-            let score = state.score(request, avoid);
-            if best.is_none_or(|(best_score, best)| (score, state.tie_break) > (best_score, best.tie_break)) {
-                best = Some((score, state));
-            }
+    ) -> Result<Spot<'f>, PlacementFailure> {
+        let room = fleet.room(node);
+        match room.filter(|room| self.against(room, None).is_none()) {
+            Some(_) => self.spot(fleet, node, random).ok_or_else(PlacementFailure::default),
+            None => Err(self.failure_on(fleet, room.into_iter())),
         }
-        let (_, state) = best.ok_or(failure)?;
-        Ok(Spot { node: state.node, ports: state.choose_ports(request, random) })
     }
 
     /// Whether a place could be found if `leaving` were gone.
-    pub(crate) fn would_fit_without(&mut self, request: &Request<'_>, leaving: &Allocation) -> bool {
-        let Ok(i) = self.nodes.binary_search_by_key(&leaving.node_id, |state| state.node.id) else { return false };
-        self.nodes[i].usage.remove(leaving);
-        let state = &self.nodes[i];
-        let fits = state.filtered(request, &request.filtered[i]).is_empty() && state.misfits(request).is_empty();
-        self.nodes[i].usage.add(leaving);
+    pub(crate) fn would_fit_without(&self, fleet: &mut Fleet<'_>, leaving: &Allocation) -> bool {
+        fleet.give_up(leaving);
+        let fits = fleet.room(leaving.node_id).is_some_and(|room| self.against(&room, None).is_none());
+        fleet.take_back(leaving);
         fits
     }
 
-    pub(crate) fn add(&mut self, alloc: &Allocation) {
-        if let Some(state) = self.state_mut(alloc.node_id) {
-            state.usage.add(alloc);
-            state.count(&alloc.group);
+    fn best(&mut self, fleet: &Fleet<'_>, avoid: Option<NodeId>) -> Option<NodeId> {
+        let mut ranking = self.ranking.take().unwrap_or_else(|| Ranking::new(self, fleet));
+        let mut best = ranking.best(self, fleet, avoid);
+        if best.is_none() && !ranking.is_complete() {
+            ranking = Ranking::complete(self, fleet);
+            best = ranking.best(self, fleet, avoid);
         }
+        self.ranking = Some(ranking);
+        best
     }
 
-    /// Gives up the slot of an allocation that is to be replaced; what it uses stays taken until it has ended.
-    pub(crate) fn release_slot(&mut self, alloc: &Allocation) {
-        if let Some(state) = self.state_mut(alloc.node_id) {
-            state.of_job.entry(alloc.group.clone()).and_modify(|count| *count = count.saturating_sub(1));
-        }
+    fn spot<'f>(&self, fleet: &Fleet<'f>, id: NodeId, random: &mut Random) -> Option<Spot<'f>> {
+        let ports = self.ports.choose(&fleet.room(id)?, random);
+        Some(Spot { node: fleet.node(id)?, ports })
     }
 
-    pub(crate) fn hold_slot(&mut self, alloc: &Allocation) {
-        if let Some(state) = self.state_mut(alloc.node_id) {
-            state.count(&alloc.group);
-        }
+    /// Whether the node would do but for the class that it is of and the balance over all nodes.
+    pub(crate) fn fits(&self, room: &Room<'_>) -> bool {
+        room.node().is_placeable()
+            && !self.is_distinct_from(room)
+            && room.used().plus(self.demand).fits_in(room.node().resources)
+            && !self.ports.statics.iter().any(|port| room.is_taken(*port))
+            && self.ports.asks_for_the_same_twice().is_none()
+            && !self.ports.exceeds_dynamic(room)
+            && !self.lacks_address(room)
+            && (self.feasibility.is_of_class()
+                || self.feasibility.allows_itself(room.node(), &|job| room.of_any_job(job)))
     }
 
-    fn state_mut(&mut self, id: NodeId) -> Option<&mut NodeState<'a>> {
-        let at = self.nodes.binary_search_by_key(&id, |state| state.node.id).ok()?;
-        self.nodes.get_mut(at)
+    /// All of the score that depends on the node alone.
+    pub(crate) fn score(&self, room: &Room<'_>, affinity: f64) -> Score {
+        let used = room.used().plus(self.demand);
+        let collisions = room.of_job(self.number);
+        let mut score = Score::NONE.with(score::room(self.algorithm, used, room.node().resources));
+        if collisions > 0 {
+            score = score.with(score::company(collisions, self.group.count));
+        }
+        if affinity != 0.0 {
+            score = score.with(affinity);
+        }
+        score
+    }
+
+    /// Every reason why nothing of the group may be placed on the node now.
+    pub(crate) fn against(&self, room: &Room<'_>, balance: Option<&Balance<'_>>) -> Option<Against> {
+        let fixed = reason_not_placeable(room.node())
+            .into_iter()
+            .chain(self.feasibility.reasons_against(room.node(), &|job| room.of_any_job(job)));
+        let distinct = self.is_distinct_from(room).then(|| "distinct_hosts".to_owned());
+        let limits = balance.map(|balance| balance.reasons_against(room.node())).unwrap_or_default();
+        let filtered: Vec<String> = fixed.chain(distinct).chain(limits).collect();
+        if !filtered.is_empty() {
+            return Some(Against::Filtered(filtered));
+        }
+        let misfits = self.misfits(room);
+        (!misfits.is_empty()).then_some(Against::Exhausted(misfits))
+    }
+
+    pub(crate) fn misfits(&self, room: &Room<'_>) -> Vec<Exhausted> {
+        let resources = capacity::exceeded(room.used().plus(self.demand), room.node().resources);
+        let statics = self.ports.statics.iter().filter(|port| room.is_taken(**port));
+        let ports = statics.copied().chain(self.ports.asks_for_the_same_twice()).map(Exhausted::Port);
+        let dynamic = self.ports.exceeds_dynamic(room).then_some(Exhausted::DynamicPorts);
+        let address = self.lacks_address(room).then_some(Exhausted::Addresses);
+        resources.chain(ports).chain(dynamic).chain(address).collect()
+    }
+
+    pub(crate) fn balance(&self, fleet: &Fleet<'_>) -> Balance<'a> {
+        let mut balance = Balance::of(self.job, self.group);
+        if !balance.is_empty() {
+            for (id, all) in fleet.counts(None) {
+                let Some(node) = fleet.node(id) else { continue };
+                let own = fleet.room(id).map_or(0, |room| room.of_job(self.number));
+                balance.count(node, true, own as i32);
+                balance.count(node, false, (all - own) as i32);
+            }
+        }
+        balance.refresh();
+        balance
+    }
+
+    fn failure_on<'r>(&self, fleet: &Fleet<'_>, rooms: impl Iterator<Item = Room<'r>>) -> PlacementFailure {
+        let balance = self.balance(fleet);
+        let mut failure = PlacementFailure::default();
+        for room in rooms {
+            failure.nodes_evaluated += 1;
+            note(&mut failure, self.against(&room, Some(&balance)));
+        }
+        failure
+    }
+
+    fn is_distinct_from(&self, room: &Room<'_>) -> bool {
+        (self.distinct_in_job && room.of_job(None) > 0) || (self.distinct_in_group && room.of_job(self.number) > 0)
+    }
+
+    fn lacks_address(&self, room: &Room<'_>) -> bool {
+        self.needs_address && room.addresses_used() >= capacity::addresses_of(room.node())
+    }
+
+    /// Whether any few nodes with room will do: nothing is compared but the room.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.feasibility.is_of_class() && self.affinities.is_empty() && !self.is_balanced()
+    }
+
+    fn is_balanced(&self) -> bool {
+        let limits = constraints(self.job, self.group).any(|one| one.operator == model::Operator::DistinctProperty);
+        limits || !self.job.spreads.is_empty() || !self.group.spreads.is_empty()
+    }
+
+    /// Feasibility that was asked for class by class.
+    pub(crate) fn allows_class(&self, memo: &mut Memo, room: &Room<'_>) -> bool {
+        self.feasibility.allows_class(memo, room.state.class, room.node())
     }
 }
 
-impl<'a> NodeState<'a> {
-    fn new(node: &'a Node, seed: u64) -> Self {
-        let tie_break = Random::new(seed, &[node.id.0.as_u128()]).next();
-        Self { node, usage: Usage::default(), of_job: BTreeMap::new(), tie_break }
-    }
-
-    fn count(&mut self, group: &str) {
-        *self.of_job.entry(group.to_owned()).or_default() += 1;
-    }
-
-    fn collisions(&self, group: &str) -> u32 {
-        self.of_job.get(group).copied().unwrap_or(0)
-    }
-
-    fn filtered(&self, request: &Request<'_>, fixed: &[String]) -> Vec<String> {
-        let in_job = request.distinct_in_job && self.of_job.values().any(|count| *count > 0);
-        let in_group = request.distinct_in_group && self.collisions(&request.group.name) > 0;
-        let distinct = (in_job || in_group).then(|| "distinct_hosts".to_owned());
-        fixed.iter().cloned().chain(distinct).collect()
-    }
-
-    fn misfits(&self, request: &Request<'_>) -> Vec<Exhausted> {
-        let mut misfits = self.usage.misfits(self.node, request.demand, &request.statics);
-        let asked = request.statics.iter().filter(|port| DYNAMIC_PORTS.contains(port)).count();
-        let free = DYNAMIC_PORTS.len().saturating_sub(self.usage.ports.range(DYNAMIC_PORTS).count() + asked);
-        if request.ports.len() - request.statics.len() > free {
-            misfits.push(Exhausted::DynamicPorts);
+/// Counts why a node is not taken.
+fn note(failure: &mut PlacementFailure, against: Option<Against>) {
+    match against {
+        Some(Against::Filtered(reasons)) => {
+            failure.nodes_filtered += 1;
+            reasons.into_iter().for_each(|reason| *failure.constraints_filtered.entry(reason).or_default() += 1);
         }
-        misfits.extend(self.usage.lacks_address(self.node, request.group));
-        misfits
-    }
-
-    /// The mean of the parts that apply, each at most 1.
-    fn score(&self, request: &Request<'_>, avoid: Option<NodeId>) -> f64 {
-        let collisions = self.collisions(&request.group.name);
-        let parts = [
-            Some(self.bin_pack(request.demand)),
-            (collisions > 0).then(|| -f64::from(collisions + 1) / f64::from(request.group.count.max(1))),
-            (avoid == Some(self.node.id)).then_some(-1.0),
-        ];
-        let parts: Vec<f64> = parts.into_iter().flatten().collect();
-        parts.iter().sum::<f64>() / parts.len() as f64
-    }
-
-    /// 0 for an idle node to 1 for a full one: fuller nodes first, so that whole ones stay free for what is big.
-    fn bin_pack(&self, demand: NodeResources) -> f64 {
-        let total = self.usage.resources.plus(demand);
-        let cpu = free_share(total.cpu_mhz, self.node.resources.cpu_mhz);
-        let memory = free_share(total.memory_mb, self.node.resources.memory_mb);
-        (20.0 - (10f64.powf(cpu) + 10f64.powf(memory))).clamp(0.0, 18.0) / 18.0
-    }
-
-    fn choose_ports(&self, request: &Request<'_>, random: &mut Random) -> Vec<AllocatedPort> {
-        let mut taken = self.usage.ports.clone();
-        taken.extend(&request.statics);
-        let mut ports = Vec::new();
-        for asked in request.ports {
-            let Some(host_port) = asked.static_port.or_else(|| free_dynamic_port(&taken, random)) else { continue };
-            taken.insert(host_port);
-            ports.push(allocated(asked, host_port, request.group.network_mode()));
+        Some(Against::Exhausted(misfits)) => {
+            failure.nodes_exhausted += 1;
+            let names = misfits.into_iter().map(|dimension| dimension.to_string());
+            names.for_each(|name| *failure.dimensions_exhausted.entry(name).or_default() += 1);
         }
-        ports
-    }
-}
-
-fn allocated(asked: &PortRequest, host_port: u16, mode: NetworkMode) -> AllocatedPort {
-    let to = match mode {
-        NetworkMode::Bridge => asked.to.unwrap_or(host_port),
-        NetworkMode::Host | NetworkMode::None => host_port,
-    };
-    AllocatedPort { label: asked.label.clone(), host_port, to }
-}
-
-/// The first free port from a random one on: ports are not reused soon, which spares clients stale connections.
-fn free_dynamic_port(taken: &BTreeSet<u16>, random: &mut Random) -> Option<u16> {
-    let len = DYNAMIC_PORTS.len();
-    let start = (random.next() % len as u64) as usize;
-    let from_start = DYNAMIC_PORTS.skip(start).chain(DYNAMIC_PORTS.take(start));
-    from_start.into_iter().find(|port| !taken.contains(port))
-}
-
-fn free_share(used: u64, total: u64) -> f64 {
-    if total == 0 { 0.0 } else { 1.0 - used as f64 / total as f64 }
-}
-
-/// Counts why a node is not taken; whether there was a reason.
-fn note_reasons(failure: &mut PlacementFailure, filtered: Vec<String>, misfits: Vec<Exhausted>) -> bool {
-    if !filtered.is_empty() {
-        failure.nodes_filtered += 1;
-        filtered.into_iter().for_each(|reason| *failure.constraints_filtered.entry(reason).or_default() += 1);
-        return true;
-    }
-    if misfits.is_empty() {
-        return false;
-    }
-    failure.nodes_exhausted += 1;
-    misfits
-        .into_iter()
-        .for_each(|dimension| *failure.dimensions_exhausted.entry(dimension.to_string()).or_default() += 1);
-    true
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use model::{Eligibility, Epoch, Index, Timestamp};
-    use std::net::IpAddr;
-
-    const FREE: [u16; 3] = [20_000, 25_000, 32_000];
-
-    fn node() -> Node {
-        Node {
-            id: NodeId::from_random(1),
-            name: "n1".to_owned(),
-            datacenter: "dc1".to_owned(),
-            pool: "default".to_owned(),
-            class: String::new(),
-            address: IpAddr::from([10, 77, 0, 11]),
-            attributes: BTreeMap::new(),
-            meta: BTreeMap::new(),
-            resources: NodeResources::default(),
-            drivers: BTreeMap::new(),
-            status: NodeStatus::Ready,
-            eligibility: Eligibility::Eligible,
-            drain: None,
-            epoch: Epoch(1),
-            blocks: Vec::new(),
-            version: String::new(),
-            status_changed_at: Timestamp::NEVER,
-            created_at_index: Index(0),
-            modified_at_index: Index(0),
-        }
-    }
-
-    fn group() -> TaskGroup {
-        TaskGroup { disk_mb: 0, ..TaskGroup::named("api") }
-    }
-
-    /// The ports chosen on a node that has only [`FREE`] left, or what is exhausted.
-    fn choose(asked: &[Option<u16>], seed: u64) -> Result<Vec<u16>, Vec<Exhausted>> {
-        let (node, group) = (node(), group());
-        let mut state = NodeState::new(&node, seed);
-        state.usage.ports = DYNAMIC_PORTS.filter(|port| !FREE.contains(port)).collect();
-        let ports: Vec<PortRequest> = asked
-            .iter()
-            .map(|static_port| PortRequest { label: String::new(), static_port: *static_port, to: None })
-            .collect();
-        let request = Request {
-            group: &group,
-            demand: NodeResources::default(),
-            ports: &ports,
-            statics: asked.iter().copied().flatten().collect(),
-            distinct_in_job: false,
-            distinct_in_group: false,
-            filtered: Vec::new(),
-        };
-        match state.misfits(&request) {
-            misfits if misfits.is_empty() => Ok(state
-                .choose_ports(&request, &mut Random::new(seed, &[]))
-                .iter()
-                .map(|port| port.host_port)
-                .collect()),
-            misfits => Err(misfits),
-        }
-    }
-
-    #[test]
-    fn the_last_free_ports_are_found_and_none_is_given_twice() {
-        for seed in 0..50 {
-            let all = choose(&[None, None, None], seed).unwrap();
-            assert_eq!(all.into_iter().collect::<BTreeSet<_>>(), FREE.into());
-            let beside_static = choose(&[None, Some(25_000), None], seed).unwrap();
-            assert_eq!(beside_static.into_iter().collect::<BTreeSet<_>>(), FREE.into());
-        }
-    }
-
-    #[test]
-    fn more_dynamic_ports_than_are_free_do_not_fit() {
-        assert_eq!(choose(&[None, None, None, None], 1), Err(vec![Exhausted::DynamicPorts]));
-        assert_eq!(choose(&[None, None, None, Some(20_000)], 1), Err(vec![Exhausted::DynamicPorts]));
-        assert_eq!(choose(&[Some(20_001)], 1), Err(vec![Exhausted::Port(20_001)]));
+        None => {}
     }
 }

@@ -3,17 +3,18 @@
 //! An allocation on a suspect node keeps its slot; one on a node that is down is lost and its slot is filled at once; one
 //! that failed leaves its slot empty for a while; one on a node that drains moves as its group's `migrate` allows.
 
-use crate::ClusterView;
 use crate::change::{GroupChange, group_change};
 use crate::feasible::Feasibility;
-use crate::place::{Fleet, Request, Spot};
+use crate::fleet::Fleet;
+use crate::place::{Request, Spot};
 use crate::random::Random;
 use crate::rollout::Tally;
 use crate::slots::{EmptySlot, Refill, Slot, newest_by, refill};
 use crate::stage::{Rollout, Stage, deployment_of};
+use crate::{ClusterState, ClusterView, Settings};
 use model::{
-    AllocDeployment, AllocId, Allocation, ClientStatus, DeploymentId, DesiredStatus, Job, JobKind, JobRecord, Node,
-    NodeId, NodeStatus, PlacementFailure, Plan, PlannedStop, TaskGroup, Timestamp, UpdateOrder,
+    AllocDeployment, AllocId, Allocation, ClientStatus, DeploymentId, DesiredStatus, Job, JobKind, JobRecord,
+    NodeStatus, PlacementFailure, Plan, PlannedStop, TaskGroup, Timestamp, UpdateOrder,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,7 +40,7 @@ pub(crate) struct Planner<'p, 'a> {
     pub(crate) changes: BTreeMap<String, GroupChanges>,
     pub(crate) job: Arc<Job>,
     pub(crate) fleet: Fleet<'a>,
-    pub(crate) nodes: BTreeMap<NodeId, &'a Node>,
+    pub(crate) settings: Settings,
     pub(crate) now: Timestamp,
     seed: u64,
 }
@@ -59,10 +60,9 @@ struct Replacement<'a> {
 
 /// Stops everything of a job that is stopped (`registered`) or gone.
 pub(crate) fn stop_all(plan: &mut Plan, view: &ClusterView<'_>, registered: bool) {
-    let nodes = nodes_by_id(view);
     let reason = if registered { "the job is stopped" } else { "the job is gone" };
     for alloc in live_of_job(plan, view) {
-        if is_lost(alloc, &nodes) {
+        if is_lost(alloc, view.state) {
             plan.stops.push(lost(alloc));
         } else if alloc.desired == DesiredStatus::Run {
             plan.stops.push(stopped(alloc, reason));
@@ -78,14 +78,14 @@ pub(crate) fn fill(
     now: Timestamp,
     seed: u64,
 ) -> BTreeMap<String, GroupChanges> {
-    let nodes = nodes_by_id(view);
     let live = live_of_job(plan, view);
-    plan.stops.extend(live.iter().filter(|alloc| is_lost(alloc, &nodes)).map(|alloc| lost(alloc)));
+    plan.stops.extend(live.iter().filter(|alloc| is_lost(alloc, view.state)).map(|alloc| lost(alloc)));
     let running: Vec<&Allocation> =
-        live.into_iter().filter(|alloc| alloc.desired == DesiredStatus::Run && !is_lost(alloc, &nodes)).collect();
+        live.into_iter().filter(|alloc| alloc.desired == DesiredStatus::Run && !is_lost(alloc, view.state)).collect();
     let changes = job.groups.iter().map(|group| (group.name.clone(), GroupChanges::default())).collect();
-    let fleet = Fleet::new(&view.nodes, &view.allocs, &running, seed);
-    let mut planner = Planner { plan, changes, job: Arc::new(job.clone()), fleet, nodes, now, seed };
+    let fleet = Fleet::new(view.state, job, &running);
+    let settings = view.settings;
+    let mut planner = Planner { plan, changes, job: Arc::new(job.clone()), fleet, settings, now, seed };
     for alloc in running.iter().filter(|alloc| job.group(&alloc.group).is_none()) {
         planner.stop(alloc, "its group is no longer part of the job");
     }
@@ -160,8 +160,7 @@ impl<'a> Planner<'_, 'a> {
             return None;
         }
         let in_place = group_change(&alloc.job, &self.job, &alloc.group) == GroupChange::InPlace;
-        let node = self.nodes.get(&alloc.node_id);
-        let allowed = node.is_some_and(|node| feasibility.reasons_against(node).is_empty());
+        let allowed = self.fleet.node(alloc.node_id).is_some_and(|node| feasibility.allows(node));
         Some(if in_place && allowed { GroupChange::InPlace } else { GroupChange::Destructive })
     }
 
@@ -185,17 +184,17 @@ impl<'a> Planner<'_, 'a> {
         if held.slots.iter().all(|slot| slot.alone().is_some_and(|alloc| self.is_settled(slot, alloc))) {
             return;
         }
-        let request = self.fleet.request(job, group);
+        let mut request = self.request(job, group);
         let last = newest_by(&view.allocs, job, group, |alloc| alloc.slot);
         if rollout.stage != Stage::Paused {
-            self.fill_empty(&request, group, &mut held, rollout, &last);
+            self.fill_empty(&mut request, group, &mut held, rollout, &last);
         }
         match rollout.stage {
-            Stage::Canaries(wanted) => self.place_canaries(&request, group, &mut held, rollout, wanted, &last),
-            Stage::Rolling => self.roll(&request, group, &mut held, rollout, &last),
+            Stage::Canaries(wanted) => self.place_canaries(&mut request, group, &mut held, rollout, wanted, &last),
+            Stage::Rolling => self.roll(&mut request, group, &mut held, rollout, &last),
             Stage::Paused | Stage::Failed => {}
         }
-        self.migrate(&request, group, &mut held, rollout);
+        self.migrate(&mut request, group, &mut held, rollout);
     }
 
     fn is_settled(&self, slot: &Slot<'_>, alloc: &Allocation) -> bool {
@@ -229,7 +228,7 @@ impl<'a> Planner<'_, 'a> {
 
     fn fill_empty(
         &mut self,
-        request: &Request<'_>,
+        request: &mut Request<'_>,
         group: &TaskGroup,
         held: &mut Held<'a>,
         rollout: &Rollout,
@@ -263,7 +262,7 @@ impl<'a> Planner<'_, 'a> {
 
     fn place_canaries(
         &mut self,
-        request: &Request<'_>,
+        request: &mut Request<'_>,
         group: &TaskGroup,
         held: &mut Held<'a>,
         rollout: &Rollout,
@@ -282,7 +281,7 @@ impl<'a> Planner<'_, 'a> {
 
     fn roll(
         &mut self,
-        request: &Request<'_>,
+        request: &mut Request<'_>,
         group: &TaskGroup,
         held: &mut Held<'a>,
         rollout: &Rollout,
@@ -300,7 +299,7 @@ impl<'a> Planner<'_, 'a> {
     }
 
     /// Moves what stands on draining nodes: at the deadline at once, before it as `migrate` allows; batch work may end.
-    fn migrate(&mut self, request: &Request<'_>, group: &TaskGroup, held: &mut Held<'a>, rollout: &Rollout) {
+    fn migrate(&mut self, request: &mut Request<'_>, group: &TaskGroup, held: &mut Held<'a>, rollout: &Rollout) {
         let leaving: Vec<(u32, &Allocation)> = (0..)
             .zip(&held.slots)
             .flat_map(|(slot, holders)| holders.holders().map(move |alloc| (slot, alloc)))
@@ -328,7 +327,7 @@ impl<'a> Planner<'_, 'a> {
 
     fn move_away(
         &mut self,
-        request: &Request<'_>,
+        request: &mut Request<'_>,
         group: &TaskGroup,
         rollout: &Rollout,
         (slot, alloc): (u32, &'a Allocation),
@@ -346,7 +345,7 @@ impl<'a> Planner<'_, 'a> {
     }
 
     pub(crate) fn drain_of(&self, alloc: &Allocation) -> Option<model::Drain> {
-        self.nodes.get(&alloc.node_id).and_then(|node| node.drain)
+        self.fleet.node(alloc.node_id).and_then(|node| node.drain)
     }
 
     pub(crate) fn must_leave(&self, alloc: &Allocation) -> bool {
@@ -356,7 +355,7 @@ impl<'a> Planner<'_, 'a> {
     /// Whether the new one was placed, or could be once the old one has ended, which it then is told to.
     fn replace(
         &mut self,
-        request: &Request<'_>,
+        request: &mut Request<'_>,
         group: &TaskGroup,
         rollout: &Rollout,
         replacement: &Replacement<'a>,
@@ -380,7 +379,7 @@ impl<'a> Planner<'_, 'a> {
         let job = self.job.clone();
         let placed = self.place(request, group, &empty, &job, self.part(rollout, canary));
         // With no room for both at once the old one goes first and the slot is filled when it has ended.
-        if stop_old && (placed || self.fleet.would_fit_without(request, old)) {
+        if stop_old && (placed || request.would_fit_without(&mut self.fleet, old)) {
             self.plan.stops.push(stopped(old, REPLACED));
             return true;
         }
@@ -390,6 +389,10 @@ impl<'a> Planner<'_, 'a> {
         placed
     }
 
+    pub(crate) fn request(&self, job: &'a Job, group: &'a TaskGroup) -> Request<'a> {
+        Request::new(&self.fleet, job, group, self.settings.algorithm, self.seed)
+    }
+
     fn part(&self, rollout: &Rollout, canary: bool) -> Option<AllocDeployment> {
         rollout.deployment.map(|id| AllocDeployment { id, healthy: None, changed_at: self.now, canary })
     }
@@ -397,7 +400,7 @@ impl<'a> Planner<'_, 'a> {
     /// Whether the slot could be filled; if not, the failure is noted.
     fn place(
         &mut self,
-        request: &Request<'_>,
+        request: &mut Request<'_>,
         group: &TaskGroup,
         empty: &EmptySlot<'_>,
         job: &Arc<Job>,
@@ -405,7 +408,7 @@ impl<'a> Planner<'_, 'a> {
     ) -> bool {
         let mut random = self.random(group, u64::from(empty.slot));
         let id = random.alloc_id();
-        let found = self.fleet.find(request, empty.avoid, &mut random);
+        let found = request.find(&self.fleet, empty.avoid, &mut random);
         self.take(group, empty, job, part, id, found)
     }
 
@@ -531,13 +534,9 @@ fn live_of_job<'a>(plan: &Plan, view: &ClusterView<'a>) -> Vec<&'a Allocation> {
     live
 }
 
-fn nodes_by_id<'a>(view: &ClusterView<'a>) -> BTreeMap<NodeId, &'a Node> {
-    view.nodes.iter().map(|node| (node.id, *node)).collect()
-}
-
 /// A node that nobody knows will not report the end of anything either.
-fn is_lost(alloc: &Allocation, nodes: &BTreeMap<NodeId, &Node>) -> bool {
-    nodes.get(&alloc.node_id).is_none_or(|node| node.status == NodeStatus::Down)
+fn is_lost(alloc: &Allocation, state: &ClusterState) -> bool {
+    state.node(alloc.node_id).is_none_or(|node| node.status == NodeStatus::Down)
 }
 
 fn lost(alloc: &Allocation) -> PlannedStop {

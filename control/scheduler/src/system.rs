@@ -3,7 +3,8 @@
 
 use crate::ClusterView;
 use crate::change::GroupChange;
-use crate::feasible::{Feasibility, reason_not_placeable};
+use crate::constraint::NO_JOBS;
+use crate::feasible::{Feasibility, Memo, reason_not_placeable};
 use crate::place::Request;
 use crate::reconcile::{DRAINED, Planner, REPLACED, stopped};
 use crate::rollout::Tally;
@@ -24,15 +25,16 @@ impl<'a> Planner<'_, 'a> {
         view: &ClusterView<'a>,
     ) {
         let feasibility = Feasibility::new(job, group);
-        let wanted: Vec<&Node> = view.nodes.iter().copied().filter(|_| group.count > 0).collect();
-        let feasible: BTreeMap<NodeId, &Node> = wanted
-            .into_iter()
-            .filter(|node| feasibility.reasons_against(node).is_empty())
-            .map(|node| (node.id, node))
+        let mut memo = Memo::default();
+        let feasible: BTreeMap<NodeId, &Node> = view
+            .state
+            .states()
+            .filter(|state| group.count > 0 && feasibility.allows_state(&mut memo, state, NO_JOBS))
+            .map(|state| (state.node.id, state.node.as_ref()))
             .collect();
         let held = self.hold_nodes(group, running, &feasible, view);
         let (outdated, current) = self.sort_out(&feasibility, &held);
-        let request = self.fleet.request(job, group);
+        let request = self.request(job, group);
         let unproven = current.values().filter(|alloc| !alloc.is_healthy()).count();
         let placed = self.fill_free_nodes(&request, job, group, &feasible, &held, view);
         let working = held.values().filter(|alloc| alloc.is_healthy()).count();
@@ -72,10 +74,8 @@ impl<'a> Planner<'_, 'a> {
     /// A node that drains loses its system allocations when all others are gone, or at the deadline.
     fn leaves_last(&self, alloc: &Allocation, view: &ClusterView<'_>) -> bool {
         let Some(drain) = self.drain_of(alloc).filter(|drain| !drain.ignore_system) else { return false };
-        let others = |other: &&&Allocation| {
-            other.node_id == alloc.node_id && other.is_live() && other.job.kind != JobKind::System
-        };
-        drain.is_due(self.now) || view.allocs.iter().find(others).is_none()
+        let on_node = view.state.allocs_of_node(alloc.node_id);
+        drain.is_due(self.now) || on_node.iter().all(|other| other.job.kind == JobKind::System)
     }
 
     /// Adopts the newest version where nothing restarts; the first ones are left to be replaced.
@@ -146,12 +146,12 @@ impl<'a> Planner<'_, 'a> {
         let chosen = broken.into_iter().take(room.broken).chain(working.into_iter().take(room.working));
         for old in chosen {
             // A node that takes nothing new keeps what it has.
-            if self.nodes.get(&old.node_id).is_none_or(|node| reason_not_placeable(node).is_some()) {
+            if self.fleet.node(old.node_id).is_none_or(|node| reason_not_placeable(node).is_some()) {
                 continue;
             }
             self.fleet.release_slot(old);
             let empty = EmptySlot { slot: SLOT, last: Some(old), reschedules: 0, avoid: None };
-            if self.place_on(request, group, &empty, old.node_id) || self.fleet.would_fit_without(request, old) {
+            if self.place_on(request, group, &empty, old.node_id) || request.would_fit_without(&mut self.fleet, old) {
                 self.plan.stops.push(stopped(old, REPLACED));
             } else {
                 self.fleet.hold_slot(old);
@@ -162,7 +162,7 @@ impl<'a> Planner<'_, 'a> {
     fn place_on(&mut self, request: &Request<'_>, group: &TaskGroup, empty: &EmptySlot<'_>, node: NodeId) -> bool {
         let mut random = self.random(group, node.0.as_u128() as u64);
         let id = random.alloc_id();
-        let found = self.fleet.find_on(request, node, &mut random);
+        let found = request.find_on(&self.fleet, node, &mut random);
         let job = self.job.clone();
         self.take(group, empty, &job, None, id, found)
     }

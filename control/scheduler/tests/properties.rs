@@ -11,6 +11,7 @@ use model::{
     Operator, Plan, TaskDriver, UpdateOrder, UpdatePolicy,
 };
 use proptest::prelude::*;
+use scheduler::ClusterState;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -218,11 +219,23 @@ proptest! {
         }
         prop_assert_eq!(one.catalog.image(), two.catalog.image());
         let eval = one.eval("web");
-        let mut reversed = one.view(&eval);
-        reversed.nodes.reverse();
-        reversed.allocs.reverse();
-        let job = one.catalog.job(&eval.job_id).map(Arc::as_ref);
-        prop_assert_eq!(scheduler::plan(&reversed, &eval, job, one.now, seed), one.plan(&eval));
+        // However the state came about: other order, rows that came and went, the changes of every command followed.
+        let mut followed = ClusterState::of(one.catalog.index(), [], []);
+        let allocs: Vec<_> = one.catalog.allocs().collect();
+        allocs.iter().rev().for_each(|alloc| followed.change_alloc(None, Some(alloc)));
+        one.catalog.nodes().for_each(|node| followed.set_node(node.id, Some(node)));
+        one.catalog.nodes().for_each(|node| followed.set_node(node.id, None));
+        one.catalog.nodes().for_each(|node| followed.set_node(node.id, Some(node)));
+        for alloc in &allocs {
+            followed.change_alloc(Some(alloc), None);
+            followed.change_alloc(None, Some(alloc));
+            followed.change_alloc(Some(alloc), Some(alloc));
+        }
+        for node in one.catalog.nodes() {
+            let live: Vec<_> = one.catalog.allocs_of_node(node.id).filter(|alloc| alloc.is_live()).collect();
+            prop_assert_eq!(followed.usage_of_node(node.id), Some(&Usage::of(live.into_iter().map(Arc::as_ref))));
+        }
+        prop_assert_eq!(one.plan_on(&followed, &eval), one.plan(&eval));
     }
 
     #[test]

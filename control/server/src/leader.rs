@@ -13,7 +13,7 @@ use model::{
     Applied, Command, Epoch, EvalId, EvalStatus, EvalTrigger, Evaluation, JobId, Node, NodeId, NodeStatus, Plan,
     Refusal, ServerId, Timestamp,
 };
-use scheduler::{ClusterView, GroupChanges};
+use scheduler::{ClusterState, ClusterView, GroupChanges};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -168,11 +168,10 @@ pub(crate) fn explain_plan(
     now: Timestamp,
     seed: u64,
 ) -> (Plan, BTreeMap<String, GroupChanges>) {
-    let of_other_jobs = catalog.allocs().filter(|alloc| alloc.is_live() && *alloc.job_id() != eval.job_id);
-    let allocs = of_other_jobs.chain(catalog.allocs_of_job(&eval.job_id)).map(AsRef::as_ref).collect();
-    let nodes = catalog.nodes().map(AsRef::as_ref).collect();
-    let deployment = catalog.latest_deployment(&eval.job_id).map(AsRef::as_ref);
-    let view = ClusterView { index: catalog.index(), nodes, allocs, deployment };
+    let live = catalog.allocs().filter(|alloc| alloc.is_live());
+    let state = ClusterState::of(catalog.index(), catalog.nodes(), live);
+    let allocs = catalog.allocs_of_job(&eval.job_id).map(AsRef::as_ref).collect();
+    let view = ClusterView::new(&state, allocs, catalog.latest_deployment(&eval.job_id).map(AsRef::as_ref));
     scheduler::explain(&view, eval, catalog.job(&eval.job_id).map(AsRef::as_ref), now, seed)
 }
 

@@ -17,6 +17,8 @@ pub struct Usage {
     pub resources: NodeResources,
     /// Node ports in use.
     pub ports: BTreeSet<u16>,
+    /// How many of `ports` lie in [`DYNAMIC_PORTS`].
+    pub dynamic_ports: usize,
     /// Addresses of the node's blocks: one for each allocation with network mode bridge.
     pub addresses: u64,
 }
@@ -42,18 +44,20 @@ impl Usage {
 
     pub fn add(&mut self, alloc: &Allocation) {
         self.resources = self.resources.plus(demand_of(alloc));
-        self.ports.extend(alloc.ports.iter().map(|port| port.host_port));
+        for port in &alloc.ports {
+            let fresh = self.ports.insert(port.host_port) && DYNAMIC_PORTS.contains(&port.host_port);
+            self.dynamic_ports += usize::from(fresh);
+        }
         self.addresses += u64::from(alloc.task_group().is_some_and(needs_address));
     }
 
     /// Takes back what [`Usage::add`] of the same allocation added.
     pub fn remove(&mut self, alloc: &Allocation) {
         let share = demand_of(alloc);
-        self.resources.cpu_mhz = self.resources.cpu_mhz.saturating_sub(share.cpu_mhz);
-        self.resources.memory_mb = self.resources.memory_mb.saturating_sub(share.memory_mb);
-        self.resources.disk_mb = self.resources.disk_mb.saturating_sub(share.disk_mb);
+        self.resources = self.resources.minus(share);
         for port in &alloc.ports {
-            self.ports.remove(&port.host_port);
+            let held = self.ports.remove(&port.host_port) && DYNAMIC_PORTS.contains(&port.host_port);
+            self.dynamic_ports -= usize::from(held);
         }
         let addresses = u64::from(alloc.task_group().is_some_and(needs_address));
         self.addresses = self.addresses.saturating_sub(addresses);
@@ -66,14 +70,7 @@ impl Usage {
 
     /// Every dimension in which `demand` and `ports` do not fit beside this usage; empty when they fit.
     pub fn misfits(&self, node: &Node, demand: NodeResources, ports: &[u16]) -> Vec<Exhausted> {
-        let total = self.resources.plus(demand);
-        let over = [
-            (total.cpu_mhz > node.resources.cpu_mhz, Exhausted::Cpu),
-            (total.memory_mb > node.resources.memory_mb, Exhausted::Memory),
-            (total.disk_mb > node.resources.disk_mb, Exhausted::Disk),
-        ];
-        let resources = over.into_iter().filter(|(over, _)| *over).map(|(_, dimension)| dimension);
-        resources.chain(self.port_misfits(ports)).collect()
+        exceeded(self.resources.plus(demand), node.resources).chain(self.port_misfits(ports)).collect()
     }
 
     fn port_misfits(&self, ports: &[u16]) -> impl Iterator<Item = Exhausted> {
@@ -83,12 +80,23 @@ impl Usage {
     }
 }
 
-fn needs_address(group: &TaskGroup) -> bool {
+/// The dimensions in which `total` is more than `room`.
+pub fn exceeded(total: NodeResources, room: NodeResources) -> impl Iterator<Item = Exhausted> {
+    let over = [
+        (total.cpu_mhz > room.cpu_mhz, Exhausted::Cpu),
+        (total.memory_mb > room.memory_mb, Exhausted::Memory),
+        (total.disk_mb > room.disk_mb, Exhausted::Disk),
+    ];
+    over.into_iter().filter(|(over, _)| *over).map(|(_, dimension)| dimension)
+}
+
+/// Whether an allocation of the group takes an address of its node's blocks.
+pub fn needs_address(group: &TaskGroup) -> bool {
     group.network_mode() == NetworkMode::Bridge
 }
 
 /// How many allocations the node can give an address: the hosts of its blocks but the node's own.
-fn addresses_of(node: &Node) -> u64 {
+pub fn addresses_of(node: &Node) -> u64 {
     let hosts = |block: &IpNet| {
         let size = 1u64.checked_shl(u32::from(block.max_prefix_len() - block.prefix_len())).unwrap_or(u64::MAX);
         size.saturating_sub(2)
@@ -120,6 +128,19 @@ pub fn misfits<'a>(
 }
 
 impl NodeResources {
+    pub fn fits_in(self, room: NodeResources) -> bool {
+        self.cpu_mhz <= room.cpu_mhz && self.memory_mb <= room.memory_mb && self.disk_mb <= room.disk_mb
+    }
+
+    /// What is left; never below nothing.
+    pub fn minus(self, other: NodeResources) -> NodeResources {
+        NodeResources {
+            cpu_mhz: self.cpu_mhz.saturating_sub(other.cpu_mhz),
+            memory_mb: self.memory_mb.saturating_sub(other.memory_mb),
+            disk_mb: self.disk_mb.saturating_sub(other.disk_mb),
+        }
+    }
+
     pub fn plus(self, other: NodeResources) -> NodeResources {
         NodeResources {
             cpu_mhz: self.cpu_mhz.saturating_add(other.cpu_mhz),
@@ -179,7 +200,7 @@ mod tests {
     #[track_caller]
     fn check(used: (u64, u64, u64), ports: &[u16], expected: &[&str]) {
         let resources = NodeResources { cpu_mhz: used.0, memory_mb: used.1, disk_mb: used.2 };
-        let usage = Usage { resources, ports: [80, 20_000].into(), addresses: 0 };
+        let usage = Usage { resources, ports: [80, 20_000].into(), ..Usage::default() };
         let demand = NodeResources { cpu_mhz: 400, memory_mb: 400, disk_mb: 400 };
         let misfits: Vec<String> = usage.misfits(&node(), demand, ports).iter().map(Exhausted::to_string).collect();
         assert_eq!(misfits, expected);

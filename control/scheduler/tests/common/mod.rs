@@ -7,7 +7,7 @@ use model::{
     Job, JobId, Network, NetworkMode, Node, NodeId, NodeResources, NodeStatus, Plan, PortRequest, Refusal, Service,
     Task, TaskDriver, TaskGroup, TaskPhase, TaskState, Timestamp,
 };
-use scheduler::ClusterView;
+use scheduler::{ClusterState, ClusterView, Settings};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -17,13 +17,19 @@ pub struct Cluster {
     pub catalog: Catalog,
     pub now: Timestamp,
     pub seed: u64,
+    pub settings: Settings,
     evals: u128,
 }
 
 impl Cluster {
     pub fn new(seed: u64) -> Self {
-        let mut cluster =
-            Self { catalog: Catalog::default(), now: Timestamp::from_secs(1_700_000_000), seed, evals: 0 };
+        let mut cluster = Self {
+            catalog: Catalog::default(),
+            now: Timestamp::from_secs(1_700_000_000),
+            seed,
+            settings: Settings::default(),
+            evals: 0,
+        };
         cluster.must(Command::Bootstrap {
             authority: Authority { certificate_der: Vec::new(), sealed_key: Vec::new() },
             alloc_range: "10.64.0.0/11".parse().unwrap(),
@@ -95,22 +101,19 @@ impl Cluster {
     }
 
     pub fn plan(&self, eval: &Evaluation) -> Plan {
-        let job = self.catalog.job(&eval.job_id);
-        scheduler::plan(&self.view(eval), eval, job.map(Arc::as_ref), self.now, self.seed)
+        self.plan_on(&self.state(), eval)
     }
 
-    pub fn view(&self, eval: &Evaluation) -> ClusterView<'_> {
-        ClusterView {
-            index: self.catalog.index(),
-            nodes: self.catalog.nodes().map(Arc::as_ref).collect(),
-            allocs: self
-                .catalog
-                .allocs()
-                .filter(|alloc| alloc.is_live() || *alloc.job_id() == eval.job_id)
-                .map(Arc::as_ref)
-                .collect(),
-            deployment: self.catalog.latest_deployment(&eval.job_id).map(Arc::as_ref),
-        }
+    pub fn plan_on(&self, state: &ClusterState, eval: &Evaluation) -> Plan {
+        let allocs = self.catalog.allocs_of_job(&eval.job_id).map(Arc::as_ref).collect();
+        let deployment = self.catalog.latest_deployment(&eval.job_id).map(Arc::as_ref);
+        let view = ClusterView { settings: self.settings, ..ClusterView::new(state, allocs, deployment) };
+        let job = self.catalog.job(&eval.job_id);
+        scheduler::plan(&view, eval, job.map(Arc::as_ref), self.now, self.seed)
+    }
+
+    pub fn state(&self) -> ClusterState {
+        ClusterState::of(self.catalog.index(), self.catalog.nodes(), self.catalog.allocs())
     }
 
     /// What the allocation's node would report.
