@@ -43,8 +43,12 @@ pub enum Mode {
 pub struct Timing {
     /// How often agents send a heartbeat; a session silent for four of them is lost.
     pub heartbeat_interval: Duration,
-    /// From the loss of a node's session (or an election) until it is given up.
+    /// From the loss of a node's session (or an election) until it is given up, if no peer can say whether it answers.
     pub node_down_after: Duration,
+    /// More nodes lost at once than this share is a storm.
+    pub storm_share: f64,
+    /// For how long a storm holds the replacement of what was lost.
+    pub storm_hold: Duration,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -129,7 +133,12 @@ impl Mode {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { heartbeat_interval: Duration::from_secs(2), node_down_after: Duration::from_secs(30) }
+        Self {
+            heartbeat_interval: Duration::from_secs(2),
+            node_down_after: Duration::from_secs(30),
+            storm_share: 0.35,
+            storm_hold: Duration::from_secs(60),
+        }
     }
 }
 

@@ -1,30 +1,26 @@
 //! What only the leader does, in one task that starts with leadership and is stopped at its loss: evaluations become
-//! plans, silent nodes become suspect and down, new servers become learners and voters.
+//! plans. Nodes and servers are looked after in [`crate::house`].
 //!
 //! Nothing here is remembered between leaders but in the replicated state. A node's time without a session counts anew
 //! after every election.
 
-use crate::clock;
 use crate::member::{Member, ProposeError};
 use crate::sessions::new_eval;
+use crate::{clock, house};
 use catalog::Catalog;
-use consensus::{ChangeError, MembershipChange, Role};
+use consensus::Role;
 use model::{
-    Applied, Command, Epoch, EvalId, EvalStatus, EvalTrigger, Evaluation, JobId, Node, NodeId, NodeStatus, Plan,
-    Refusal, ServerId, Timestamp,
+    Applied, Command, EvalId, EvalStatus, EvalTrigger, Evaluation, Plan, Refusal, Timestamp,
 };
 use scheduler::{ClusterState, ClusterView, GroupChanges};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 
-/// How often liveness and membership are looked at; evaluations are looked at whenever the catalog changes.
+/// How often rollouts are looked at; evaluations are looked at whenever the catalog changes.
 const TICK: Duration = Duration::from_millis(500);
-/// A node without a session is suspect after this, unless `node_down_after` is shorter still.
-const SUSPECT_AFTER: Duration = Duration::from_secs(5);
 /// Plans of one evaluation of which parts no longer fitted; Nomad's limit for service jobs.
 const ATTEMPTS_MAX: u32 = 5;
 /// Stops, updates in place and placements that one command carries: a few hundred kilobytes beside the job itself.
@@ -59,12 +55,17 @@ pub(crate) async fn supervise(member: Arc<Member>, stop: watch::Receiver<bool>) 
 
 struct Duties {
     term: u64,
-    tasks: [JoinHandle<()>; 2],
+    tasks: [JoinHandle<()>; 3],
 }
 
 impl Duties {
     fn start(member: Arc<Member>, term: u64) -> Self {
-        Self { term, tasks: [tokio::spawn(broker(Arc::clone(&member))), tokio::spawn(keep_house(member))] }
+        let tasks = [
+            tokio::spawn(broker(Arc::clone(&member))),
+            tokio::spawn(follow_rollouts(Arc::clone(&member))),
+            tokio::spawn(house::keep(member)),
+        ];
+        Self { term, tasks }
     }
 }
 
@@ -211,138 +212,26 @@ async fn give_up(member: &Member, eval: &Evaluation, reason: &str) -> Worked {
     }
 }
 
-/// Liveness of nodes and membership of servers, at every tick.
-async fn keep_house(member: Arc<Member>) {
+/// Steps of rollouts and drains that only time or an earlier step brings about, at every tick.
+async fn follow_rollouts(member: Arc<Member>) {
     while member.read_barrier().await.is_err() {}
-    let mut missed = Missed::default();
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         let catalog = member.snapshot();
-        for (node, status) in missed.judge(&member, &catalog) {
-            change_status(&member, &catalog, &node, status).await;
-        }
         for command in crate::watch::commands(&catalog, clock::now()) {
             if let Err(error) = member.propose(command).await {
                 tracing::info!(%error, "a step of a rollout or drain was not taken");
             }
         }
-        admit_servers(&member, &catalog).await;
-    }
-}
-
-/// Since when nodes have had no session, as this leader saw it. A node that comes back has a new epoch before its session
-/// is entered, and its silence counts from then.
-#[derive(Default)]
-struct Missed {
-    since: BTreeMap<(NodeId, Epoch), Instant>,
-}
-
-impl Missed {
-    fn judge(&mut self, member: &Member, catalog: &Catalog) -> Vec<(Arc<Node>, NodeStatus)> {
-        let now = Instant::now();
-        let gone = catalog.nodes().filter(|node| node.status != NodeStatus::Down && !member.sessions.has(node.id));
-        let gone: Vec<&Arc<Node>> = gone.collect();
-        self.since.retain(|missed, _| gone.iter().any(|node| (node.id, node.epoch) == *missed));
-        let down_after = member.timing.node_down_after;
-        gone.into_iter()
-            .filter_map(|node| {
-                let silent = now - *self.since.entry((node.id, node.epoch)).or_insert(now);
-                Some((Arc::clone(node), verdict(node.status, silent, down_after)?))
-            })
-            .chain(speaking(member, catalog))
-            .collect()
-    }
-}
-
-/// Suspects that do have a session: the suspicion was older than it.
-fn speaking<'a>(member: &'a Member, catalog: &'a Catalog) -> impl Iterator<Item = (Arc<Node>, NodeStatus)> + 'a {
-    let suspects = catalog.nodes().filter(|node| node.status == NodeStatus::Suspect && member.sessions.has(node.id));
-    suspects.map(|node| (Arc::clone(node), NodeStatus::Ready))
-}
-
-fn verdict(status: NodeStatus, silent: Duration, down_after: Duration) -> Option<NodeStatus> {
-    match status {
-        NodeStatus::Down => None,
-        _ if silent >= down_after => Some(NodeStatus::Down),
-        NodeStatus::Ready if silent >= SUSPECT_AFTER.min(down_after / 2) => Some(NodeStatus::Suspect),
-        _ => None,
-    }
-}
-
-async fn change_status(member: &Member, catalog: &Catalog, node: &Node, status: NodeStatus) {
-    let evals = match status {
-        NodeStatus::Down => evals_of_lost_node(catalog, node.id),
-        _ => Vec::new(),
-    };
-    tracing::warn!(node = node.name, id = %node.id, status = status.as_str(), "what a node's session says has changed");
-    let command = Command::SetNodeStatus { node_id: node.id, epoch: node.epoch, status, evals };
-    if let Err(error) = member.propose(command).await {
-        tracing::warn!(node = node.name, %error, "could not change the node's status");
-    }
-}
-
-fn evals_of_lost_node(catalog: &Catalog, id: NodeId) -> Vec<Evaluation> {
-    let live = catalog.allocs_of_node(id).filter(|alloc| alloc.is_live());
-    let jobs: BTreeSet<&JobId> = live.map(|alloc| alloc.job_id()).collect();
-    let known = jobs.into_iter().filter_map(|job_id| catalog.job(job_id));
-    known.map(|job| new_eval(job.id.clone(), job.priority, EvalTrigger::NodeUpdate)).collect()
-}
-
-/// One step per tick: a server that the catalog knows and Raft does not becomes a learner, one that has caught up a voter,
-/// and one that the catalog knows no more is removed.
-async fn admit_servers(member: &Member, catalog: &Catalog) {
-    let status = member.raft.status();
-    let known = |id: &u64| status.voters.contains(id) || status.learners.contains(id);
-    let newcomer = catalog.servers().map(|server| server.id.0).find(|id| !known(id));
-    if let Some(id) = newcomer {
-        return change_membership(member, MembershipChange::AddLearner(id)).await;
-    }
-    for id in status.learners.iter().filter(|id| catalog.server(ServerId(**id)).is_some()) {
-        change_membership(member, MembershipChange::Promote(*id)).await;
-    }
-    dismiss_servers(member, catalog, &status).await;
-}
-
-/// Members of Raft that the catalog does not list any more. Whoever founds a cluster is a member before it is listed.
-async fn dismiss_servers(member: &Member, catalog: &Catalog, status: &consensus::Status) {
-    let is_listed = |id: u64| catalog.server(ServerId(id)).is_some();
-    let mut members = status.voters.iter().chain(&status.learners).copied();
-    match members.find(|id| !is_listed(*id) && catalog.servers().next().is_some()) {
-        Some(id) if id == member.id.0 => member.resign().await,
-        Some(id) => change_membership(member, MembershipChange::Remove(id)).await,
-        None => {}
-    }
-}
-
-async fn change_membership(member: &Member, change: MembershipChange) {
-    // A change waits for a quorum; the next tick must not wait with it for ever.
-    match tokio::time::timeout(Duration::from_secs(5), member.raft.change(change)).await {
-        Ok(Ok(_)) => tracing::info!(?change, "membership changed"),
-        Ok(Err(ChangeError::NotCaughtUp { id, behind })) => tracing::debug!(id, behind, "learner has not caught up"),
-        Ok(Err(error)) => tracing::warn!(?change, %error, "membership not changed"),
-        Err(_) => tracing::warn!(?change, "membership change takes long"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::{AllocId, CatalogImage, Index, PlannedStop};
-
-    #[test]
-    fn a_silent_node_is_suspect_first_and_down_later() {
-        let after = |status, secs| verdict(status, Duration::from_secs(secs), Duration::from_secs(30));
-        assert_eq!(after(NodeStatus::Ready, 1), None);
-        assert_eq!(after(NodeStatus::Ready, 5), Some(NodeStatus::Suspect));
-        assert_eq!(after(NodeStatus::Suspect, 29), None);
-        assert_eq!(after(NodeStatus::Suspect, 30), Some(NodeStatus::Down));
-        assert_eq!(after(NodeStatus::Initializing, 30), Some(NodeStatus::Down));
-        assert_eq!(after(NodeStatus::Down, 90), None);
-        let quick = verdict(NodeStatus::Ready, Duration::from_secs(1), Duration::from_secs(2));
-        assert_eq!(quick, Some(NodeStatus::Suspect));
-    }
+    use model::{AllocId, CatalogImage, Index, JobId, PlannedStop};
 
     #[test]
     fn a_plan_that_no_command_carries_goes_in_parts() {

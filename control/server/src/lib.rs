@@ -17,6 +17,7 @@ mod config;
 mod disk;
 mod doors;
 mod events;
+mod house;
 mod http;
 mod join;
 mod leader;

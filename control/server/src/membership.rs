@@ -17,6 +17,7 @@ use tonic::{Code, Status};
 
 const CHANGE_FOR: Duration = Duration::from_secs(15);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 /// Raft gives a hand-over up after an election timeout of at most a second.
 const HANDOVER_TRY: Duration = Duration::from_millis(1200);
@@ -170,6 +171,33 @@ impl Member {
         }
         let catalog = self.catalog.borrow();
         catalog.founding().is_none() || catalog.server(id).is_some() || catalog.servers().next().is_none()
+    }
+
+    /// What this server says of itself to others.
+    pub fn hello(&self) -> pb::ServerHello {
+        pb::ServerHello {
+            id: self.id.0,
+            version: model::VERSION.to_owned(),
+            feature_level: model::FEATURE_LEVEL,
+            applied: self.raft.status().applied,
+        }
+    }
+
+    /// What another server says of itself; `None` when it does not answer.
+    pub async fn hello_of(&self, id: ServerId) -> Option<pb::ServerHello> {
+        let mut client = self.peers.client(id)?;
+        match timeout(HELLO_TIMEOUT, client.hello(self.hello())).await {
+            Ok(Ok(reply)) => Some(reply.into_inner()),
+            Ok(Err(status)) if status.code() == Code::Unimplemented => {
+                Some(pb::ServerHello { id: id.0, feature_level: 1, ..pb::ServerHello::default() })
+            }
+            _ => None,
+        }
+    }
+
+    /// The feature level of another server's build; `None` when it does not answer.
+    pub async fn level_of(&self, id: ServerId) -> Option<u32> {
+        self.hello_of(id).await.map(|hello| hello.feature_level)
     }
 
     fn lead_or_refuse(&self) -> Result<(), MembershipError> {

@@ -161,6 +161,11 @@ impl Servers for Service {
         self.0.transfer_leadership_here(request.into_inner().to.map(ServerId)).await?;
         Ok(Response::new(pb::Done {}))
     }
+
+    async fn hello(&self, request: Request<pb::ServerHello>) -> Result<Response<pb::ServerHello>, Status> {
+        self.require_server(&request).await?;
+        Ok(Response::new(self.0.hello()))
+    }
 }
 
 impl Service {

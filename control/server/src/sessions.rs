@@ -8,6 +8,7 @@ use crate::member::{Member, ProposeError};
 use crate::pb;
 use catalog::Catalog;
 use futures::Stream;
+use liveness::{LinkState, PROBERS, Report};
 use model::{
     AllocId, AllocUpdate, Allocation, Command, DesiredStatus, Epoch, EvalId, EvalStatus, EvalTrigger, Evaluation,
     Generation, Index, JobId, Node, NodeId, NodeStatus, Timestamp,
@@ -17,7 +18,8 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
 use tonic::{Status, Streaming};
 use wire::session::{AgentMessage, Hello, ServerMessage};
 
@@ -32,6 +34,16 @@ pub(crate) type Outbound = Pin<Box<dyn Stream<Item = Result<pb::ServerMessage, S
 #[derive(Default)]
 pub(crate) struct Sessions {
     open: Mutex<Open>,
+    /// A session has come or gone, or says something new of its peers.
+    news: Notify,
+}
+
+/// A node's session, as it bears on whether the node is alive.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Link {
+    pub epoch: Epoch,
+    pub state: LinkState,
+    pub report: Option<Report>,
 }
 
 #[derive(Default)]
@@ -42,6 +54,10 @@ struct Open {
 
 struct Registration {
     serial: u64,
+    epoch: Epoch,
+    heard: Instant,
+    /// What the node says of the peers that it probes.
+    report: Option<Report>,
     control: mpsc::Sender<ServerMessage>,
     /// Dropped or set: the session ends.
     cancel: watch::Sender<bool>,
@@ -55,8 +71,39 @@ struct Ticket {
 }
 
 impl Sessions {
-    pub fn has(&self, node_id: NodeId) -> bool {
-        self.lock().by_node.contains_key(&node_id)
+    /// Every session; one is silent when nothing was heard of it for `silent_after`.
+    pub fn links(&self, silent_after: Duration) -> BTreeMap<NodeId, Link> {
+        let (now, open) = (Instant::now(), self.lock());
+        let link = |registration: &Registration| Link {
+            epoch: registration.epoch,
+            state: match now.saturating_duration_since(registration.heard) < silent_after {
+                true => LinkState::Live,
+                false => LinkState::Silent,
+            },
+            report: registration.report.clone(),
+        };
+        open.by_node.iter().map(|(id, registration)| (*id, link(registration))).collect()
+    }
+
+    /// Resolves when something has changed since the last call.
+    pub async fn news(&self) {
+        self.news.notified().await;
+    }
+
+    fn on_heard(&self, node_id: NodeId, serial: u64) {
+        self.with(node_id, serial, |registration| registration.heard = Instant::now());
+    }
+
+    fn on_report(&self, node_id: NodeId, serial: u64, report: Report) {
+        self.with(node_id, serial, |registration| registration.report = Some(report));
+        self.news.notify_one();
+    }
+
+    fn with(&self, node_id: NodeId, serial: u64, change: impl FnOnce(&mut Registration)) {
+        let mut open = self.lock();
+        if let Some(registration) = open.by_node.get_mut(&node_id).filter(|found| found.serial == serial) {
+            change(registration);
+        }
     }
 
     /// Where to put messages for the node's agent.
@@ -70,13 +117,16 @@ impl Sessions {
     }
 
     /// The newest session of a node takes the place of an older one.
-    fn open(&self, node_id: NodeId) -> Ticket {
+    fn open(&self, node_id: NodeId, epoch: Epoch) -> Ticket {
         let mut open = self.lock();
         open.last_serial += 1;
         let serial = open.last_serial;
         let (control_sender, control) = mpsc::channel(CONTROL_MESSAGES_MAX);
         let (cancel, canceled) = watch::channel(false);
-        open.by_node.insert(node_id, Registration { serial, control: control_sender, cancel });
+        let (heard, report) = (Instant::now(), None);
+        open.by_node.insert(node_id, Registration { serial, epoch, heard, report, control: control_sender, cancel });
+        drop(open);
+        self.news.notify_one();
         Ticket { serial, control, canceled }
     }
 
@@ -86,6 +136,7 @@ impl Sessions {
         let newest = open.by_node.get(&node_id).is_some_and(|registration| registration.serial == serial);
         if newest && let Some(registration) = open.by_node.remove(&node_id) {
             registration.cancel.send_replace(true);
+            self.news.notify_one();
         }
         newest
     }
@@ -102,7 +153,7 @@ pub(crate) async fn open(member: Arc<Member>, node_id: NodeId, mut inbound: Stre
     let since = member.catalog.borrow().index();
     match greet(&member, node_id, &mut inbound).await {
         Ok(hello) => {
-            let ticket = member.sessions.open(node_id);
+            let ticket = member.sessions.open(node_id, hello.node.epoch);
             tracing::info!(node = %hello.node.name, id = %node_id, epoch = hello.node.epoch.0, "session opened");
             let session = Session { node_id, epoch: hello.node.epoch, serial: ticket.serial, since };
             let canceled = ticket.canceled.clone();
@@ -204,6 +255,7 @@ impl Session {
             };
             match message {
                 Ok(Ok(Some(message))) => {
+                    member.sessions.on_heard(self.node_id, self.serial);
                     if let Err(reason) = self.handle(&member, message).await {
                         break reason;
                     }
@@ -221,9 +273,21 @@ impl Session {
             return Err("this server leads no more".to_owned());
         }
         match AgentMessage::try_from(message).map_err(|error| error.to_string())? {
-            AgentMessage::Heartbeat | AgentMessage::Probes { .. } => Ok(()),
+            AgentMessage::Heartbeat => Ok(()),
+            AgentMessage::Probes { answering, unreachable } => {
+                let unreachable: BTreeSet<NodeId> = unreachable.into_iter().take(PROBERS * 2).collect();
+                let answering = answering.into_iter().filter(|id| !unreachable.contains(id)).take(PROBERS * 2).collect();
+                member.sessions.on_report(self.node_id, self.serial, Report { answering, unreachable });
+                Ok(())
+            }
             AgentMessage::Hello(_) => Err("a second hello".to_owned()),
             AgentMessage::Allocs(updates) => self.report(member, updates).await,
+            AgentMessage::Answer { request_id, answer } => {
+                member.asks.deliver(self.node_id, request_id, answer);
+                Ok(())
+            }
+            // Nobody runs programs in tasks through this server.
+            AgentMessage::ExecOutput { .. } => Ok(()),
             AgentMessage::LogChunk { request_id, data, eof, error } => {
                 member.logs.deliver(self.node_id, request_id, Chunk { data, eof, error });
                 Ok(())
@@ -242,12 +306,9 @@ impl Session {
         if !newest || !member.is_leader() {
             return;
         }
+        // Whether the node is suspect without it, the leader judges: an agent that restarts is soon back.
         member.logs.forget_node(self.node_id);
-        let (node_id, epoch) = (self.node_id, self.epoch);
-        let suspect = Command::SetNodeStatus { node_id, epoch, status: NodeStatus::Suspect, evals: Vec::new() };
-        if let Err(error) = member.propose(suspect).await {
-            tracing::warn!(node = %node_id, %error, "could not mark the node suspect");
-        }
+        member.asks.forget_node(self.node_id);
     }
 }
 
@@ -378,6 +439,7 @@ impl Outgoing {
             feature_level: catalog.feature_level(),
             heartbeat_interval: self.member.timing.heartbeat_interval,
             servers,
+            server_level: model::FEATURE_LEVEL,
         }
     }
 

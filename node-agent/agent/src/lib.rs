@@ -25,6 +25,7 @@ mod http;
 pub mod logs;
 pub mod net;
 pub mod preflight;
+mod probes;
 mod purge;
 pub mod session;
 pub mod store;

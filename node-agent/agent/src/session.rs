@@ -4,11 +4,13 @@
 //! Hello carries everything that happened meanwhile.
 
 use crate::allocs::{Allocs, Reports, report};
+use crate::asks::SessionAsks;
 use crate::datapath::DataPath;
 use crate::enrol::Enrolment;
 use crate::entropy::Jitter;
 use crate::logs::LogReader;
 use crate::store::Store;
+use liveness::Report;
 use model::{AllocId, AllocUpdate, Allocation, Epoch, Generation, Node, RoutingDelta, RoutingSnapshot};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -26,6 +28,8 @@ const REDIRECTIONS_MAX: u32 = 4;
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// The level of servers that take probe reports.
+const PROBES_SINCE: u32 = 2;
 const HEARTBEAT_MIN: Duration = Duration::from_millis(100);
 
 /// Between two reports: at most five a second leave a node, however many of its tasks flap.
@@ -81,10 +85,12 @@ impl Session {
         let mut first_refusal = Some(first_refusal);
         let mut dialer = Dialer::new(self.servers.clone());
         let routes = forward_routing(Arc::clone(&self.data_path));
+        let seed = (self.jitter.fork(2).fraction() * u64::MAX as f64) as u64;
+        let probes = crate::probes::start(self.node.id, self.node.address, routes.subscribe(), seed);
         let mut routing = Newest { generation: Generation(0), to: routes };
         loop {
             let server = dialer.next();
-            match self.attend(server, &mut dialer, &mut routing).await {
+            match self.attend(server, &mut dialer, &mut routing, probes.clone()).await {
                 Farewell::Redirected(leader) => dialer.on_redirected(leader),
                 Farewell::Refused(reason) => {
                     tracing::error!(%server, reason, "the server refused this node");
@@ -119,7 +125,13 @@ impl Session {
         self.status.send_replace(status);
     }
 
-    async fn attend(&mut self, server: SocketAddr, dialer: &mut Dialer, routing: &mut Newest) -> Farewell {
+    async fn attend(
+        &mut self,
+        server: SocketAddr,
+        dialer: &mut Dialer,
+        routing: &mut Newest,
+        mut probes: watch::Receiver<Report>,
+    ) -> Farewell {
         let lost = |reason: String| Farewell::Lost { reason, welcomed: false };
         let mut reports = self.allocs.reports();
         let sent = Arc::clone(&reports.borrow_and_update());
@@ -129,11 +141,14 @@ impl Session {
             Err(_) => return lost(format!("no answer within {HELLO_TIMEOUT:?}")),
         };
         match timeout(HELLO_TIMEOUT, receive(&mut inbound)).await {
-            Ok(Ok(ServerMessage::Welcome { heartbeat_interval, servers, .. })) => {
+            Ok(Ok(ServerMessage::Welcome { heartbeat_interval, servers, server_level, .. })) => {
                 dialer.on_welcome(server, servers);
                 tracing::info!(%server, "session open");
                 self.note(Some(server), None, dialer);
-                let speaker = Speaker { outbound, sent, reports };
+                // What is known already is told at once, to a server that understands it.
+                probes.mark_changed();
+                let probes = (server_level >= PROBES_SINCE).then_some(probes);
+                let speaker = Speaker { outbound, sent, reports, probes };
                 let reason = self.converse(inbound, speaker, heartbeat_interval, routing).await;
                 Farewell::Lost { reason, welcomed: true }
             }
@@ -186,14 +201,17 @@ impl Session {
         let mut heartbeats = interval_at(Instant::now() + heartbeat, heartbeat);
         let mut may_report = Instant::now();
         let mut logs = self.logs.for_session(speaker.outbound.clone());
+        let mut asks = SessionAsks::new(self.allocs.clone(), speaker.outbound.clone());
         let mut held = Held::default();
+        let mut probes = speaker.probes.take();
         loop {
             let step = tokio::select! {
                 message = receive(&mut inbound) => match message {
-                    Ok(message) => self.on_message(message, &mut held, routing, &mut logs).await,
+                    Ok(message) => self.on_message(message, &mut held, routing, &mut logs, &mut asks).await,
                     Err(reason) => Err(reason),
                 },
                 _ = heartbeats.tick() => speaker.send(AgentMessage::Heartbeat).await,
+                report = probe_report(&mut probes) => speaker.send(probe_message(report)).await,
                 news = speaker.news(may_report) => {
                     may_report = Instant::now() + REPORT_SPACING;
                     match news {
@@ -214,6 +232,7 @@ impl Session {
         held: &mut Held,
         routing: &mut Newest,
         logs: &mut crate::logs::SessionLogs,
+        asks: &mut SessionAsks,
     ) -> Result<(), String> {
         match message {
             ServerMessage::Allocations { generation, allocs } => {
@@ -230,6 +249,10 @@ impl Session {
                 logs.open(request_id, wire::session::LogRange { alloc_id, task, kind, offset, limit, follow });
             }
             ServerMessage::CancelLogs { request_id } => logs.cancel(request_id),
+            ServerMessage::Ask { request_id, request } => asks.ask(request_id, request),
+            ServerMessage::Exec { request_id, request } => asks.exec(request_id, request),
+            // Nothing runs that could be fed.
+            ServerMessage::ExecInput { .. } => {}
             ServerMessage::NotLeader { .. } => return Err("it does not lead any more".to_owned()),
             ServerMessage::Refused { reason } => return Err(format!("it ended the session: {reason}")),
             ServerMessage::Welcome { .. } => return Err("it said welcome twice".to_owned()),
@@ -251,8 +274,24 @@ fn say(status: &tonic::Status) -> String {
     format!("{:?}: {}", status.code(), status.message())
 }
 
+fn probe_message(report: Report) -> AgentMessage {
+    let (answering, unreachable) = (report.answering, report.unreachable);
+    AgentMessage::Probes { answering: answering.into_iter().collect(), unreachable: unreachable.into_iter().collect() }
+}
+
+/// Waits until there is another one.
+async fn probe_report(probes: &mut Option<watch::Receiver<Report>>) -> Report {
+    let Some(probes) = probes else { return std::future::pending().await };
+    match probes.changed().await {
+        Ok(()) => probes.borrow_and_update().clone(),
+        Err(_) => std::future::pending().await,
+    }
+}
+
 struct Speaker {
     outbound: mpsc::Sender<pb::AgentMessage>,
+    /// `None`: the server does not understand it.
+    probes: Option<watch::Receiver<Report>>,
     /// What the server knows from this session: the difference to `reports` is what is still to be said.
     sent: Reports,
     reports: watch::Receiver<Reports>,

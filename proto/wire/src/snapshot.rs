@@ -48,7 +48,7 @@ pub fn encode(image: &CatalogImage) -> Vec<u8> {
         kv: all(&image.kv),
         kv_deleted: image.kv_deleted.0,
         variables: all(&image.variables),
-        autopilot: Some(image.autopilot.to_pb()),
+        autopilot: (image.autopilot != model::Autopilot::default()).then(|| image.autopilot.to_pb()),
         node_reasons: all(&image.node_reasons),
     };
     message.encode_to_vec()

@@ -14,6 +14,7 @@
 
 pub mod chaos;
 pub mod invariants;
+pub mod liveness;
 pub mod network;
 pub mod node;
 pub mod oracle;

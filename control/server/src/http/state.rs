@@ -28,13 +28,19 @@ pub(super) async fn allocation(State(member): Shared, Path(id): Path<String>, op
 pub(super) async fn nodes(State(member): Shared, options: Options) -> Answer {
     show(&member, &options, &[Table::Nodes], |catalog| {
         let nodes = catalog.nodes().filter(|node| options.admits(&node.id.to_string()));
-        Ok(nodes.map(|node| nomad::NodeListStub::from(node.as_ref())).collect::<Vec<_>>())
+        Ok(nodes
+            .map(|node| nomad::NodeListStub::from(node.as_ref()).described(catalog.node_reason(node.id)))
+            .collect::<Vec<_>>())
     })
     .await
 }
 
 pub(super) async fn node(State(member): Shared, Path(id): Path<String>, options: Options) -> Answer {
-    show(&member, &options, &[Table::Nodes], |catalog| Ok(nomad::Node::from(find_node(catalog, &id)?.as_ref()))).await
+    show(&member, &options, &[Table::Nodes], |catalog| {
+        let node = find_node(catalog, &id)?;
+        Ok(nomad::Node::from(node.as_ref()).described(catalog.node_reason(node.id)))
+    })
+    .await
 }
 
 pub(super) async fn node_allocations(State(member): Shared, Path(id): Path<String>, options: Options) -> Answer {

@@ -27,7 +27,11 @@ pub fn config(dir: &Path, name: &str, mode: Mode) -> ServerConfig {
     let mut config = ServerConfig::new(dir.join(name), name, mode);
     config.rpc_bind = "127.0.0.1:0".parse().unwrap();
     config.http_bind = Some("127.0.0.1:0".parse().unwrap());
-    config.timing = Timing { heartbeat_interval: Duration::from_millis(200), node_down_after: Duration::from_secs(2) };
+    config.timing = Timing {
+        heartbeat_interval: Duration::from_millis(200),
+        node_down_after: Duration::from_secs(2),
+        ..Timing::default()
+    };
     config
 }
 
