@@ -410,5 +410,6 @@ fn root(expression: &Expression) -> Option<&str> {
 
 /// Names whose values only the node, or the name of the service, can fill in.
 fn is_run_time(name: &str) -> bool {
-    name.starts_with("NOMAD_") || matches!(name, "attr" | "node" | "meta" | "JOB" | "TASKGROUP" | "TASK" | "BASE")
+    name.starts_with("NOMAD_")
+        || matches!(name, "attr" | "device" | "node" | "meta" | "JOB" | "TASKGROUP" | "TASK" | "BASE")
 }

@@ -1,18 +1,22 @@
 //! What the blocks of a job file mean. Readers always return a value, so that later problems are found too; a file with
 //! problems is refused by the caller whatever was returned.
 
+mod config;
+mod files;
 mod group;
+mod placement;
+mod policy;
 mod service;
 mod task;
 mod update;
 mod value;
 
 use crate::eval::Scope;
-use crate::section::{Section, Shape, nearest};
+use crate::section::{Section, Shape};
 use crate::source::Source;
 use hcl_edit::expr::Expression;
 use hcl_edit::structure::{Attribute, Block, Body, Structure};
-use model::{Constraint, Job, JobKind, Operator, TaskGroup, UpdatePolicy, rules};
+use model::{Job, JobKind, ReschedulePolicy, TaskGroup, UpdatePolicy, rules};
 use std::collections::BTreeMap;
 
 const FILE: Shape =
@@ -27,41 +31,23 @@ const VARIABLE: Shape = Shape {
 const JOB: Shape = Shape {
     name: "job",
     keys: &["id", "name", "namespace", "region", "type", "priority", "datacenters", "node_pool", "meta"],
-    blocks: &["group", "constraint", "meta", "update", "migrate"],
-    not_built: &[
+    blocks: &[
+        "group",
+        "constraint",
         "affinity",
-        "multiregion",
-        "parameterized",
-        "periodic",
-        "reschedule",
         "spread",
-        "ui",
-        "vault",
-        "consul_token",
-        "vault_token",
-        "consul_namespace",
-        "vault_namespace",
+        "meta",
+        "update",
+        "migrate",
+        "reschedule",
+        "periodic",
+        "parameterized",
+        "depends_on",
+        "disruption",
     ],
+    not_built: &["multiregion", "ui", "vault", "consul_token", "vault_token", "consul_namespace", "vault_namespace"],
     only: &[("all_at_once", "false")],
 };
-const CONSTRAINT: Shape = Shape {
-    name: "constraint",
-    keys: &[
-        "attribute",
-        "operator",
-        "value",
-        "distinct_hosts",
-        "regexp",
-        "version",
-        "semver",
-        "set_contains",
-        "set_contains_any",
-    ],
-    blocks: &[],
-    not_built: &["distinct_property"],
-    only: &[],
-};
-
 pub(crate) fn read(body: &Body, source: &mut Source<'_>) -> Option<Job> {
     let file = Section::read(body, &FILE, source);
     let mut scope = Scope::default();
@@ -100,6 +86,7 @@ struct Inherited {
     kind: JobKind,
     update: Option<UpdatePolicy>,
     migrate_max_parallel: u32,
+    reschedule: ReschedulePolicy,
 }
 
 /// The two things every reader needs.
@@ -121,7 +108,7 @@ impl Reader<'_, '_, '_> {
         }
         self.unique(section.all("group"), "group");
         self.rule(&block.ident, "the job", rules::alloc_total(&groups));
-        Job {
+        let job = Job {
             name: self.text(section.get("name")).unwrap_or_else(|| id.clone()),
             namespace: self.only(section.get("namespace"), "namespace", "default"),
             region: self.only(section.get("region"), "region", "global"),
@@ -130,9 +117,30 @@ impl Reader<'_, '_, '_> {
             datacenters: self.datacenters(&section),
             node_pool: self.text(section.get("node_pool")).unwrap_or_else(|| "default".to_owned()),
             constraints: self.constraints(&section),
+            affinities: self.affinities(&section),
+            spreads: self.spreads(&section),
             meta: self.strings_by_name(&section, "meta"),
             groups,
+            periodic: self.periodic(&section),
+            parameterized: self.parameterized(&section),
+            depends_on: self.dependencies(&section),
+            disruption: self.disruption(&section),
             ..Job::named(&id)
+        };
+        self.rule(&block.ident, "the job:", rules::job(&job));
+        self.unbuilt(&section, block, rules::unbuilt_in_job(&job));
+        job
+    }
+
+    /// Reports what was read and is not acted on, each where it stands.
+    fn unbuilt(&mut self, section: &Section<'_>, block: &Block, names: Vec<&'static str>) {
+        for name in names {
+            let inner = section.all(name).next();
+            match (section.attribute_named(name), inner) {
+                (Some(key), _) => self.source.problem(&key.key, format!("key `{name}` is not built yet")),
+                (_, Some(inner)) => self.source.problem(&inner.ident, format!("block `{name}` is not built yet")),
+                _ => self.source.problem(&block.ident, format!("`{name}` other than the default is not built yet")),
+            }
         }
     }
 
@@ -142,6 +150,7 @@ impl Reader<'_, '_, '_> {
             kind,
             update: self.update(section, kind, None),
             migrate_max_parallel: self.migrate(section, rules::DEFAULT_MIGRATE_MAX_PARALLEL),
+            reschedule: self.reschedule(section, kind, ReschedulePolicy::default_of(kind)),
         }
     }
 
@@ -154,7 +163,7 @@ impl Reader<'_, '_, '_> {
             Err(rules::KindRefusal::Unknown) => format!("`{text}` is not a job type; use \"service\""),
         };
         self.source.problem(expression, reason);
-        JobKind::Service
+        JobKind::parse(&text).unwrap_or(JobKind::Service)
     }
 
     /// The one value that is built.
@@ -176,64 +185,6 @@ impl Reader<'_, '_, '_> {
             return everywhere();
         }
         names
-    }
-
-    fn constraints(&mut self, section: &Section<'_>) -> Vec<Constraint> {
-        section.all("constraint").filter_map(|block| self.constraint(block)).collect()
-    }
-
-    fn constraint(&mut self, block: &Block) -> Option<Constraint> {
-        let section = Section::read(&block.body, &CONSTRAINT, self.source);
-        let attribute = self.text(section.get("attribute"));
-        let short = CONSTRAINT.keys[3..].iter().find_map(|key| section.attribute_named(key));
-        let (operator, value) = match short {
-            Some(short) => (Operator::parse(short.key.as_str())?, self.text(Some(&short.value))?),
-            None => (self.operator(&section)?, self.text(section.get("value")).unwrap_or_default()),
-        };
-        if operator == Operator::DistinctHosts {
-            return self.distinct_hosts(block, &value);
-        }
-        let at = short.map(|short| &short.value).or_else(|| section.get("value"));
-        if let (Some(at), Err(reason)) = (at, rules::constraint(operator, &value)) {
-            self.source.problem(at, reason);
-        }
-        if attribute.as_deref().unwrap_or_default().is_empty() {
-            let message = "a constraint needs `attribute`, for example \"${attr.kernel.name}\"";
-            self.source.problem(&block.ident, message);
-        }
-        let needs_value = !matches!(operator, Operator::IsSet | Operator::IsNotSet);
-        if needs_value && short.is_none() && section.get("value").is_none() {
-            self.source.problem(&block.ident, format!("a constraint by `{}` needs `value`", operator.as_str()));
-        }
-        Some(Constraint { attribute: attribute.unwrap_or_default(), operator, value })
-    }
-
-    /// `false` asks for nothing.
-    fn distinct_hosts(&mut self, block: &Block, value: &str) -> Option<Constraint> {
-        match value {
-            "false" => return None,
-            "" | "true" => {}
-            _ => self.source.problem(&block.ident, "`distinct_hosts` is true or false"),
-        }
-        let (attribute, value) = (String::new(), "true".to_owned());
-        Some(Constraint { attribute, operator: Operator::DistinctHosts, value })
-    }
-
-    fn operator(&mut self, section: &Section<'_>) -> Option<Operator> {
-        let Some(expression) = section.get("operator") else { return Some(Operator::Equal) };
-        let text = self.text(Some(expression))?;
-        let operator = Operator::parse(&text);
-        if text == "distinct_property" {
-            self.source.problem(expression, "operator `distinct_property` is not built yet");
-        } else if operator.is_none() {
-            let known = || Operator::ALL.iter().map(|(_, spelling)| *spelling);
-            let hint = match nearest(&text, known()) {
-                Some(near) => format!("did you mean `{near}`?"),
-                None => format!("there are {}", known().collect::<Vec<_>>().join(", ")),
-            };
-            self.source.problem_with_hint(expression, format!("`{text}` is not an operator"), hint);
-        }
-        operator
     }
 
     /// The one label that names a block.

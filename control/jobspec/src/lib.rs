@@ -73,3 +73,13 @@ fn syntax_problem(error: &hcl_edit::parser::Error) -> Problem {
     let place = error.location();
     Problem { line: place.line(), column: place.column(), message: error.message().to_owned(), hint: None }
 }
+
+/// The job with the sentences of its problems, for tests of what is read but not built.
+#[cfg(test)]
+fn read(text: &str) -> (Option<model::Job>, Vec<String>) {
+    let body = hcl_edit::parser::parse_body(text).expect("the syntax is right");
+    let mut source = source::Source::new(text);
+    let job = job::read(&body, &mut source);
+    let sentence = |problem: Problem| format!("{}:{}: {}", problem.line, problem.column, problem.message);
+    (job, source.into_problems().into_iter().map(sentence).collect())
+}

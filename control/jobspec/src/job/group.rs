@@ -4,27 +4,36 @@ use super::service::Place;
 use super::{Inherited, Reader};
 use crate::section::{Section, Shape};
 use hcl_edit::structure::Block;
-use model::{Network, NetworkMode, PortRequest, ReschedulePolicy, RestartMode, RestartPolicy, TaskGroup, rules};
+use model::{DnsConfig, JobKind, Network, NetworkMode, PortRequest, RestartMode, RestartPolicy, TaskGroup, rules};
+use std::time::Duration;
 
 const GROUP: Shape = Shape {
     name: "group",
-    keys: &["count", "meta"],
-    blocks: &["constraint", "task", "restart", "ephemeral_disk", "network", "meta", "service", "update", "migrate"],
-    not_built: &[
-        "affinity",
-        "consul",
-        "disconnect",
-        "max_client_disconnect",
-        "max_run_duration",
-        "prevent_reschedule_on_lost",
-        "reschedule",
-        "scaling",
+    keys: &[
+        "count",
+        "meta",
         "shutdown_delay",
-        "spread",
+        "max_run_duration",
+        "max_client_disconnect",
         "stop_after_client_disconnect",
-        "vault",
+    ],
+    blocks: &[
+        "constraint",
+        "affinity",
+        "spread",
+        "task",
+        "restart",
+        "reschedule",
+        "disconnect",
+        "ephemeral_disk",
+        "network",
+        "meta",
+        "service",
+        "update",
+        "migrate",
         "volume",
     ],
+    not_built: &["consul", "prevent_reschedule_on_lost", "scaling", "vault"],
     only: &[],
 };
 const RESTART: Shape = Shape {
@@ -34,20 +43,17 @@ const RESTART: Shape = Shape {
     not_built: &[],
     only: &[("render_templates", "false")],
 };
-const DISK: Shape = Shape {
-    name: "ephemeral_disk",
-    keys: &["size"],
-    blocks: &[],
-    not_built: &[],
-    only: &[("sticky", "false"), ("migrate", "false")],
-};
+const DISK: Shape =
+    Shape { name: "ephemeral_disk", keys: &["size", "sticky", "migrate"], blocks: &[], not_built: &[], only: &[] };
 const NETWORK: Shape = Shape {
     name: "network",
-    keys: &["mode"],
-    blocks: &["port"],
-    not_built: &["cni", "device", "dns", "hostname", "mbits"],
+    keys: &["mode", "hostname"],
+    blocks: &["port", "dns"],
+    not_built: &["cni", "device", "mbits"],
     only: &[],
 };
+const DNS: Shape =
+    Shape { name: "dns", keys: &["servers", "searches", "options"], blocks: &[], not_built: &[], only: &[] };
 const PORT: Shape = Shape {
     name: "port",
     keys: &["static", "to"],
@@ -63,29 +69,48 @@ impl Reader<'_, '_, '_> {
         self.rule(&block.ident, "the group's name", rules::name(&name));
         let network = section.one("network", self.source).map(|network| self.network(network));
         let labels = network.iter().flat_map(|network| network.ports.iter().map(|port| port.label.clone())).collect();
-        let place = Place { job: job.to_owned(), group: name.clone(), task: None, labels };
+        let restart = self.restart(&section, RestartPolicy::default_of(inherited.kind));
+        let place = Place { job: job.to_owned(), group: name.clone(), task: None, labels, restart };
         if section.all("task").next().is_none() {
             self.source.problem(&block.ident, "a group needs at least one `task` block");
         }
         self.unique(section.all("task"), "task");
         let max = u64::from(rules::ALLOCS_PER_JOB_MAX);
-        TaskGroup {
+        let (disk_mb, disk_sticky, disk_migrate) = self.disk(&section);
+        let group = TaskGroup {
             count: self.number(section.get("count"), 0, max, 1),
             constraints: self.constraints(&section),
-            restart: self.restart(&section, RestartPolicy::default_of(inherited.kind)),
+            affinities: self.affinities(&section),
+            spreads: self.spreads(&section),
+            restart,
+            reschedule: self.reschedule(&section, inherited.kind, inherited.reschedule),
+            disconnect: self.disconnect(&section),
+            volumes: self.volumes(&section),
+            shutdown_delay: self.duration(section.get("shutdown_delay"), Duration::ZERO),
+            max_run_duration: self.max_run_duration(&section, inherited.kind),
             services: self.services(&section, &place),
             tasks: section.all("task").map(|task| self.task(task, &place)).collect(),
             meta: self.strings_by_name(&section, "meta"),
-            disk_mb: self.disk(&section),
+            disk_mb,
+            disk_sticky,
+            disk_migrate,
             update: self.update(&section, inherited.kind, inherited.update),
             migrate_max_parallel: self.migrate(&section, inherited.migrate_max_parallel),
             network,
-            reschedule: ReschedulePolicy::default_of(inherited.kind),
             ..TaskGroup::named(&name)
-        }
+        };
+        self.rule(&block.ident, "group:", rules::tasks(&group));
+        self.unbuilt(&section, block, rules::unbuilt_in_group(&group, inherited.kind));
+        group
     }
 
-    fn restart(&mut self, section: &Section<'_>, default: RestartPolicy) -> RestartPolicy {
+    fn max_run_duration(&mut self, section: &Section<'_>, kind: JobKind) -> Option<Duration> {
+        let at = section.get("max_run_duration")?;
+        self.rule(at, "max_run_duration", rules::max_run_duration(kind));
+        Some(self.duration(Some(at), Duration::ZERO))
+    }
+
+    pub(super) fn restart(&mut self, section: &Section<'_>, default: RestartPolicy) -> RestartPolicy {
         let Some(block) = section.one("restart", self.source) else { return default };
         let section = Section::read(&block.body, &RESTART, self.source);
         let mode = section.get("mode");
@@ -107,10 +132,13 @@ impl Reader<'_, '_, '_> {
         policy
     }
 
-    fn disk(&mut self, section: &Section<'_>) -> u64 {
-        let Some(block) = section.one("ephemeral_disk", self.source) else { return rules::DEFAULT_DISK_MB };
+    /// Size in MiB, sticky, migrate.
+    fn disk(&mut self, section: &Section<'_>) -> (u64, bool, bool) {
+        let default = rules::DEFAULT_DISK_MB;
+        let Some(block) = section.one("ephemeral_disk", self.source) else { return (default, false, false) };
         let section = Section::read(&block.body, &DISK, self.source);
-        self.number(section.get("size"), 10, u64::MAX, rules::DEFAULT_DISK_MB)
+        let size = self.number(section.get("size"), 10, u64::MAX, default);
+        (size, self.flag(section.get("sticky"), false), self.flag(section.get("migrate"), false))
     }
 
     fn network(&mut self, block: &Block) -> Network {
@@ -119,8 +147,9 @@ impl Reader<'_, '_, '_> {
         let mode = match (mode, self.text(mode).as_deref()) {
             (_, None | Some("host")) => NetworkMode::Host,
             (_, Some("bridge")) => NetworkMode::Bridge,
+            (_, Some("none")) => NetworkMode::None,
             (at, Some(other)) => {
-                let known = other == "none" || other.starts_with("cni/");
+                let known = other.starts_with("cni/");
                 let state = if known { "is not built yet" } else { "is not known" };
                 if let Some(at) = at {
                     let message = format!("network mode `{other}` {state}; use \"bridge\" or \"host\"");
@@ -130,7 +159,18 @@ impl Reader<'_, '_, '_> {
             }
         };
         self.unique(section.all("port"), "port");
-        Network::of(mode, section.all("port").map(|port| self.port_request(port)).collect())
+        Network {
+            hostname: self.text(section.get("hostname")),
+            dns: self.dns(&section),
+            ..Network::of(mode, section.all("port").map(|port| self.port_request(port)).collect())
+        }
+    }
+
+    fn dns(&mut self, section: &Section<'_>) -> Option<DnsConfig> {
+        let block = section.one("dns", self.source)?;
+        let section = Section::read(&block.body, &DNS, self.source);
+        let mut texts = |key| self.texts(section.get(key));
+        Some(DnsConfig { servers: texts("servers"), searches: texts("searches"), options: texts("options") })
     }
 
     fn port_request(&mut self, block: &Block) -> PortRequest {

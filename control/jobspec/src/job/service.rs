@@ -4,59 +4,53 @@ use super::Reader;
 use crate::section::{Section, Shape, nearest};
 use hcl_edit::expr::Expression;
 use hcl_edit::structure::Block;
-use model::{Check, CheckKind, Service, rules};
+use model::{Check, CheckKind, CheckRestart, CheckTls, Health, OnUpdate, RestartPolicy, Service, Weights, rules};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 const SERVICE: Shape = Shape {
     name: "service",
-    keys: &["name", "tags", "port", "meta", "provider"],
-    blocks: &["check", "meta"],
-    not_built: &[
-        "address",
-        "canary_meta",
-        "canary_tags",
-        "check_restart",
-        "connect",
-        "identity",
-        "kind",
-        "tagged_addresses",
-        "task",
-        "weights",
-    ],
-    only: &[
-        ("address_mode", "auto"),
-        ("cluster", "default"),
-        ("enable_tag_override", "false"),
-        ("on_update", "require_healthy"),
-    ],
+    keys: &["name", "tags", "port", "meta", "provider", "canary_tags", "canary_meta", "on_update"],
+    blocks: &["check", "meta", "canary_meta", "weights", "check_restart"],
+    not_built: &["address", "connect", "identity", "kind", "tagged_addresses", "task"],
+    only: &[("address_mode", "auto"), ("cluster", "default"), ("enable_tag_override", "false")],
+};
+const WEIGHTS: Shape = Shape { name: "weights", keys: &["passing", "warning"], blocks: &[], not_built: &[], only: &[] };
+const CHECK_RESTART: Shape = Shape {
+    name: "check_restart",
+    keys: &["limit", "grace", "ignore_warnings"],
+    blocks: &[],
+    not_built: &[],
+    only: &[],
 };
 const CHECK: Shape = Shape {
     name: "check",
-    keys: &["name", "type", "path", "method", "port", "interval", "timeout"],
-    blocks: &[],
-    not_built: &[
-        "address_mode",
-        "args",
-        "body",
-        "check_restart",
+    keys: &[
+        "name",
+        "type",
+        "path",
+        "method",
+        "port",
+        "interval",
+        "timeout",
         "command",
-        "failures_before_critical",
-        "failures_before_warning",
-        "grpc_service",
+        "args",
         "header",
-        "initial_status",
-        "notes",
-        "success_before_passing",
-        "task",
+        "body",
+        "protocol",
         "tls_server_name",
+        "tls_skip_verify",
+        "grpc_service",
+        "grpc_use_tls",
+        "initial_status",
+        "success_before_passing",
+        "failures_before_critical",
+        "on_update",
+        "task",
     ],
-    only: &[
-        ("expose", "false"),
-        ("grpc_use_tls", "false"),
-        ("on_update", "require_healthy"),
-        ("protocol", "http"),
-        ("tls_skip_verify", "false"),
-    ],
+    blocks: &["header", "check_restart"],
+    not_built: &["address_mode", "failures_before_warning", "notes"],
+    only: &[("expose", "false")],
 };
 
 /// Where a service stands.
@@ -67,6 +61,16 @@ pub(super) struct Place {
     pub(super) task: Option<String>,
     /// The ports of the group's network.
     pub(super) labels: Vec<String>,
+    /// The group's.
+    pub(super) restart: RestartPolicy,
+}
+
+/// What a check takes from its service.
+struct OfService {
+    name: String,
+    has_port: bool,
+    restart: Option<CheckRestart>,
+    on_update: OnUpdate,
 }
 
 impl Reader<'_, '_, '_> {
@@ -97,12 +101,54 @@ impl Reader<'_, '_, '_> {
             }
         }
         let port_label = self.port_label(section.get("port"), place);
-        let checks: Vec<Check> =
-            section.all("check").map(|check| self.check(check, &name, port_label.is_some(), place)).collect();
+        let of_service = OfService {
+            name: name.clone(),
+            has_port: port_label.is_some(),
+            restart: self.check_restart(&section),
+            on_update: self.on_update(section.get("on_update"), OnUpdate::RequireHealthy),
+        };
+        let checks: Vec<Check> = section.all("check").map(|check| self.check(check, &of_service, place)).collect();
         if let Some(twice) = rules::duplicate(checks.iter().map(|check| check.name.as_str())) {
             self.source.problem(&block.ident, format!("two checks have the name `{twice}`; give each its own `name`"));
         }
-        Service { tags, checks, meta, ..Service::named(&name, port_label.as_deref()) }
+        let service = Service {
+            tags,
+            checks,
+            meta,
+            canary_tags: section.get("canary_tags").map(|at| self.texts(Some(at))),
+            canary_meta: self.strings_by_name(&section, "canary_meta"),
+            weights: self.weights(&section),
+            ..Service::named(&name, port_label.as_deref())
+        };
+        self.unbuilt(&section, block, rules::unbuilt_in_service(&service));
+        service
+    }
+
+    fn weights(&mut self, section: &Section<'_>) -> Weights {
+        let default = Weights::default();
+        let Some(block) = section.one("weights", self.source) else { return default };
+        let section = Section::read(&block.body, &WEIGHTS, self.source);
+        let most = u64::from(rules::WEIGHT_MAX);
+        Weights {
+            passing: self.number(section.get("passing"), 0, most, default.passing),
+            warning: self.number(section.get("warning"), 0, most, default.warning),
+        }
+    }
+
+    fn on_update(&mut self, at: Option<&Expression>, inherited: OnUpdate) -> OnUpdate {
+        self.choice(at, inherited, &OnUpdate::ALL.map(|rule| (rule, rule.as_str())))
+    }
+
+    fn check_restart(&mut self, section: &Section<'_>) -> Option<CheckRestart> {
+        let block = section.one("check_restart", self.source)?;
+        let section = Section::read(&block.body, &CHECK_RESTART, self.source);
+        let limit = self.number(section.get("limit"), 0, u64::from(u32::MAX), 0);
+        let restart = CheckRestart {
+            limit,
+            grace: self.duration(section.get("grace"), Duration::from_secs(1)),
+            ignore_warnings: self.flag(section.get("ignore_warnings"), false),
+        };
+        (limit > 0).then_some(restart)
     }
 
     fn provider(&mut self, at: Option<&Expression>) {
@@ -139,28 +185,68 @@ impl Reader<'_, '_, '_> {
         Some(label)
     }
 
-    fn check(&mut self, block: &Block, service: &str, has_port: bool, place: &Place) -> Check {
+    fn check(&mut self, block: &Block, service: &OfService, place: &Place) -> Check {
         let section = Section::read(&block.body, &CHECK, self.source);
         let port_label = self.port_label(section.get("port"), place);
-        if port_label.is_none() && !has_port {
+        let kind = self.check_kind(block, &section, place);
+        let dials = !matches!(kind, CheckKind::Script { .. } | CheckKind::Ttl);
+        if dials && port_label.is_none() && !service.has_port {
             self.source.problem(&block.ident, "a check needs `port`, here or in its service");
         }
-        let name = self.text(section.get("name")).unwrap_or_else(|| format!("service: \"{service}\" check"));
-        let kind = self.check_kind(block, &section);
+        let name = self.text(section.get("name")).unwrap_or_else(|| format!("service: \"{}\" check", service.name));
         let interval = self.check_time(block, &section, "interval");
-        let timeout = self.check_time(block, &section, "timeout");
-        Check { port_label, ..Check::named(&name, kind, interval, timeout) }
+        let timeout = match kind {
+            CheckKind::Ttl => interval,
+            _ => self.check_time(block, &section, "timeout"),
+        };
+        let most = u64::from(u16::MAX);
+        let check = Check {
+            port_label,
+            initial: self.initial(section.get("initial_status")),
+            successes_before_passing: self.number(section.get("success_before_passing"), 0, most, 0),
+            failures_before_critical: self.number(section.get("failures_before_critical"), 0, most, 0),
+            on_update: self.on_update(section.get("on_update"), service.on_update),
+            restart: self.check_restart(&section).or(service.restart),
+            task: self.text(section.get("task")),
+            ..Check::named(&name, kind, interval, timeout)
+        };
+        self.unbuilt(&section, block, rules::unbuilt_in_check(&check));
+        check
     }
 
-    fn check_kind(&mut self, block: &Block, section: &Section<'_>) -> CheckKind {
+    fn initial(&mut self, at: Option<&Expression>) -> Option<Health> {
+        let known = [(Some(Health::Passing), "passing"), (Some(Health::Warning), "warning"), (None, "critical")];
+        self.choice(at, None, &known)
+    }
+
+    fn check_kind(&mut self, block: &Block, section: &Section<'_>, place: &Place) -> CheckKind {
         let kind = self.text(section.get("type"));
         match (section.get("type"), kind.as_deref()) {
             (_, Some("tcp")) => CheckKind::Tcp,
             (_, Some("http")) => self.http_check(block, section),
+            (_, Some("grpc")) => CheckKind::Grpc {
+                service: self.text(section.get("grpc_service")).unwrap_or_default(),
+                tls: self.flag(section.get("grpc_use_tls"), false).then(|| self.check_tls(section)),
+            },
+            (_, Some("script")) => {
+                if section.get("command").is_none() {
+                    self.source.problem(&block.ident, "a script check needs `command`");
+                }
+                if place.task.is_none() && section.get("task").is_none() {
+                    let message = "a script check of a group's service needs `task`, the task it runs in";
+                    self.source.problem(&block.ident, message);
+                }
+                CheckKind::Script {
+                    command: self.text(section.get("command")).unwrap_or_default(),
+                    args: self.texts(section.get("args")),
+                }
+            }
+            (_, Some("ttl")) => CheckKind::Ttl,
             (Some(at), Some(other)) => {
-                let known = matches!(other, "grpc" | "script" | "docker" | "ttl");
-                let state = if known { "is not built yet" } else { "is not known" };
-                self.source.problem(at, format!("check type `{other}` {state}; use \"http\" or \"tcp\""));
+                let message = format!(
+                    "check type `{other}` is not known; use \"http\", \"tcp\", \"grpc\", \"script\" or \"ttl\""
+                );
+                self.source.problem(at, message);
                 CheckKind::Tcp
             }
             _ => {
@@ -181,7 +267,39 @@ impl Reader<'_, '_, '_> {
         if let Some(at) = section.get("method").filter(|_| !method.chars().all(|c| c.is_ascii_uppercase())) {
             self.source.problem(at, "must be an HTTP method, for example \"GET\"");
         }
-        CheckKind::Http { method, path, headers: Default::default(), body: String::new(), tls: None }
+        let https = self.choice(section.get("protocol"), false, &[(false, "http"), (true, "https")]);
+        CheckKind::Http {
+            method,
+            path,
+            headers: self.headers(section),
+            body: self.text(section.get("body")).unwrap_or_default(),
+            tls: https.then(|| self.check_tls(section)),
+        }
+    }
+
+    fn check_tls(&mut self, section: &Section<'_>) -> CheckTls {
+        CheckTls {
+            server_name: self.text(section.get("tls_server_name")).unwrap_or_default(),
+            skip_verify: self.flag(section.get("tls_skip_verify"), false),
+        }
+    }
+
+    /// `header { Name = ["value"] }`.
+    fn headers(&mut self, section: &Section<'_>) -> BTreeMap<String, Vec<String>> {
+        let mut headers = BTreeMap::new();
+        for block in section.all("header") {
+            for attribute in block.body.attributes() {
+                headers.insert(attribute.key.as_str().to_owned(), self.texts(Some(&attribute.value)));
+            }
+            for inner in block.body.blocks() {
+                self.source.problem(&inner.ident, "`header` holds only `Name = [\"value\"]`");
+            }
+        }
+        if let Some(at) = section.get("header") {
+            let fields = self.text_map(at).into_iter();
+            headers.extend(fields.map(|(name, value)| (name, vec![value])));
+        }
+        headers
     }
 
     fn check_time(&mut self, block: &Block, section: &Section<'_>, key: &str) -> Duration {

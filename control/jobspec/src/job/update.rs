@@ -73,12 +73,12 @@ impl Reader<'_, '_, '_> {
         self.number(section.get("max_parallel"), 1, u64::from(rules::ALLOCS_PER_JOB_MAX), default)
     }
 
-    fn flag(&mut self, expression: Option<&Expression>, default: bool) -> bool {
+    pub(super) fn flag(&mut self, expression: Option<&Expression>, default: bool) -> bool {
         self.choice(expression, default, &[(true, "true"), (false, "false")])
     }
 
     /// One of a few words.
-    fn choice<T: Copy>(&mut self, expression: Option<&Expression>, default: T, known: &[(T, &str)]) -> T {
+    pub(super) fn choice<T: Copy>(&mut self, expression: Option<&Expression>, default: T, known: &[(T, &str)]) -> T {
         let Some(expression) = expression else { return default };
         let Some(text) = self.text(Some(expression)) else { return default };
         match known.iter().find(|(_, word)| *word == text) {
