@@ -109,11 +109,6 @@ impl<'a> Balance<'a> {
         };
         self.rules.iter().filter_map(against).collect()
     }
-
-    pub(crate) fn boost_of(&self, node: &Node) -> f64 {
-        let weighted = self.rules.iter().map(|rule| rule.weight() * rule.boost(rule.number_of(node)));
-        if self.weights > 0.0 { weighted.sum::<f64>() / self.weights } else { 0.0 }
-    }
 }
 
 impl<'a> Rule<'a> {

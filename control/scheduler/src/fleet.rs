@@ -6,6 +6,7 @@ use model::capacity::{self, DYNAMIC_PORTS};
 use model::{Allocation, DesiredStatus, Job, JobId, Node, NodeId, NodeResources};
 use std::collections::HashMap;
 
+#[derive(Clone)]
 pub(crate) struct Fleet<'a> {
     pub(crate) state: &'a ClusterState,
     job: &'a JobId,

@@ -12,14 +12,19 @@
 mod balance;
 mod change;
 mod constraint;
+mod contact;
+mod depends;
 mod feasible;
 mod fleet;
 mod health;
 mod index;
+mod migrate;
 mod place;
 mod ports;
+mod preempt;
 mod random;
 mod ranking;
+mod rebalance;
 mod reconcile;
 mod rollout;
 mod score;
@@ -28,16 +33,20 @@ mod slots;
 mod stage;
 mod state;
 mod system;
+mod why;
 
 pub use change::{GroupChange, group_change};
 pub use constraint::satisfies;
+pub use depends::unmet;
 pub use feasible::may_run;
 pub use health::watch;
+pub use rebalance::{GAIN_MIN, Move, rebalance};
 pub use reconcile::GroupChanges;
 pub use settings::{Algorithm, Preemption, Settings};
 pub use state::ClusterState;
+pub use why::{NodeVerdict, scores};
 
-use model::{Allocation, Deployment, Evaluation, Job, Plan, Timestamp};
+use model::{AllocId, Allocation, Deployment, Evaluation, Job, Plan, Timestamp};
 use std::collections::BTreeMap;
 
 /// What a plan is made against.
@@ -49,14 +58,16 @@ pub struct ClusterView<'a> {
     /// The newest deployment of the evaluated job, whatever became of it.
     pub deployment: Option<&'a Deployment>,
     pub settings: Settings,
-    /// What the job waits for before anything of it is placed, as sentences.
+    /// What the job waits for before anything of it is placed, as sentences; see [`unmet`].
     pub unmet: Vec<String>,
+    /// Allocations of the job that are to move to a better node, as its disruption budget allows.
+    pub moving: Vec<AllocId>,
 }
 
 impl<'a> ClusterView<'a> {
     /// With default settings, and nothing to wait for.
     pub fn new(state: &'a ClusterState, allocs: Vec<&'a Allocation>, deployment: Option<&'a Deployment>) -> Self {
-        Self { state, allocs, deployment, settings: Settings::default(), unmet: Vec::new() }
+        Self { state, allocs, deployment, settings: Settings::default(), unmet: Vec::new(), moving: Vec::new() }
     }
 }
 
@@ -89,7 +100,7 @@ pub fn explain(
     let changes = match job.filter(|job| !job.stopped && job.id == eval.job_id) {
         Some(job) => reconcile::fill(&mut plan, view, job, now, seed),
         None => {
-            reconcile::stop_all(&mut plan, view, job.is_some());
+            reconcile::stop_all(&mut plan, view, job.is_some(), now);
             BTreeMap::new()
         }
     };

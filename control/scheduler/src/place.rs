@@ -197,6 +197,11 @@ impl<'a> Request<'a> {
         failure
     }
 
+    /// Whether it stands where nothing but its going makes room.
+    pub(crate) fn holds_static_port(&self, alloc: &Allocation) -> bool {
+        alloc.ports.iter().any(|port| self.ports.statics.contains(&port.host_port))
+    }
+
     fn is_distinct_from(&self, room: &Room<'_>) -> bool {
         (self.distinct_in_job && room.of_job(None) > 0) || (self.distinct_in_group && room.of_job(self.number) > 0)
     }

@@ -115,6 +115,22 @@ impl<'a> Ranking<'a> {
         Some(instead.map_or(node, |second| self.candidates[second.entry.candidate].node))
     }
 
+    /// The best node with its score.
+    pub(crate) fn best_with_score(&mut self, request: &Request<'a>, fleet: &Fleet<'_>) -> Option<(NodeId, f64)> {
+        self.follow(request, fleet);
+        self.top().map(|top| (self.candidates[top.entry.candidate].node, top.score))
+    }
+
+    /// What the node scores now; `None` when the group cannot be placed there.
+    pub(crate) fn score_of(&mut self, request: &Request<'a>, fleet: &Fleet<'_>, node: NodeId) -> Option<f64> {
+        self.follow(request, fleet);
+        let candidate = &self.candidates[*self.by_node.get(&node)?];
+        let room = fleet.room(node).filter(|room| request.fits(room) && self.balance.is_open(candidate.share))?;
+        let score = request.score(&room, candidate.affinity);
+        let spread = self.balance.has_spreads().then(|| self.balance.boost(candidate.share));
+        Some(spread.map_or(score, |boost| score.with(boost)).mean())
+    }
+
     fn avoided(&self, top: &Top) -> f64 {
         let parts = self.parts(top.lane);
         Score { sum: top.score * f64::from(parts), parts }.with(score::FAILED_HERE).mean()

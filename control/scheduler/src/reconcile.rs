@@ -1,26 +1,30 @@
 //! What a job's allocations need: which to stop, which to keep, which slots to fill and when.
 //!
 //! An allocation on a suspect node keeps its slot; one on a node that is down is lost and its slot is filled at once; one
-//! that failed leaves its slot empty for a while; one on a node that drains moves as its group's `migrate` allows.
+//! that failed leaves its slot empty for a while; one on a node that drains is moved in [`crate::migrate`].
 
 use crate::change::{GroupChange, group_change};
+use crate::contact::{Contact, RETURNED, contact, goes};
 use crate::feasible::Feasibility;
 use crate::fleet::Fleet;
 use crate::place::{Request, Spot};
+use crate::preempt::{self, Victims};
 use crate::random::Random;
 use crate::rollout::Tally;
-use crate::slots::{EmptySlot, Refill, Slot, newest_by, refill};
+use crate::score::{self, Affinities, Score};
+use crate::slots::{EmptySlot, History, Refill, Slot, newest_by, refill};
 use crate::stage::{Rollout, Stage, deployment_of};
-use crate::{ClusterState, ClusterView, Settings};
+use crate::{ClusterView, Settings, depends};
 use model::{
-    AllocDeployment, AllocId, Allocation, ClientStatus, DeploymentId, DesiredStatus, Job, JobKind, JobRecord,
-    NodeStatus, PlacementFailure, Plan, PlannedStop, TaskGroup, Timestamp, UpdateOrder,
+    AllocDeployment, AllocId, Allocation, ClientStatus, DeploymentId, DesiredStatus, Job, JobKind, JobRecord, NodeId,
+    PlacementFailure, Plan, PlannedStop, TaskGroup, Timestamp, UpdateOrder,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub(crate) const REPLACED: &str = "a newer version of the job replaces it";
 pub(crate) const DRAINED: &str = "its node drains";
+pub(crate) const MOVED: &str = "another node suits it better";
 
 /// What a plan does to a group, and what it has yet to do: for dry runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,15 +43,31 @@ pub(crate) struct Planner<'p, 'a> {
     pub(crate) plan: &'p mut Plan,
     pub(crate) changes: BTreeMap<String, GroupChanges>,
     pub(crate) job: Arc<Job>,
+    pub(crate) spec: &'a Job,
     pub(crate) fleet: Fleet<'a>,
     pub(crate) settings: Settings,
+    pub(crate) history: History<'a>,
+    /// What the job waits for before its first allocation is placed.
+    pub(crate) unmet: &'a [String],
+    pub(crate) moving: &'a [AllocId],
+    /// The cluster when all that is about to end has ended; made when a place has to be cleared.
+    expected: Option<Expected<'a>>,
+    victims: Victims,
+    /// Working allocations that this plan takes away to move them.
+    pub(crate) disrupted: u32,
     pub(crate) now: Timestamp,
     seed: u64,
 }
 
+/// What a group would find once everything that is to stop has stopped.
+struct Expected<'a> {
+    fleet: Fleet<'a>,
+    request: Request<'a>,
+}
+
 /// A group's slots, from 0 to count - 1.
-struct Held<'a> {
-    slots: Vec<Slot<'a>>,
+pub(crate) struct Held<'a> {
+    pub(crate) slots: Vec<Slot<'a>>,
 }
 
 /// A slot that is to be filled beside or after what holds it.
@@ -59,10 +79,10 @@ struct Replacement<'a> {
 }
 
 /// Stops everything of a job that is stopped (`registered`) or gone.
-pub(crate) fn stop_all(plan: &mut Plan, view: &ClusterView<'_>, registered: bool) {
+pub(crate) fn stop_all(plan: &mut Plan, view: &ClusterView<'_>, registered: bool, now: Timestamp) {
     let reason = if registered { "the job is stopped" } else { "the job is gone" };
     for alloc in live_of_job(plan, view) {
-        if is_lost(alloc, view.state) {
+        if contact(alloc, view.state, now) == Contact::Lost {
             plan.stops.push(lost(alloc));
         } else if alloc.desired == DesiredStatus::Run {
             plan.stops.push(stopped(alloc, reason));
@@ -71,21 +91,36 @@ pub(crate) fn stop_all(plan: &mut Plan, view: &ClusterView<'_>, registered: bool
 }
 
 /// Brings the allocations to what the job asks for.
-pub(crate) fn fill(
+pub(crate) fn fill<'a>(
     plan: &mut Plan,
-    view: &ClusterView<'_>,
-    job: &Job,
+    view: &'a ClusterView<'a>,
+    job: &'a Job,
     now: Timestamp,
     seed: u64,
 ) -> BTreeMap<String, GroupChanges> {
     let live = live_of_job(plan, view);
-    plan.stops.extend(live.iter().filter(|alloc| is_lost(alloc, view.state)).map(|alloc| lost(alloc)));
-    let running: Vec<&Allocation> =
-        live.into_iter().filter(|alloc| alloc.desired == DesiredStatus::Run && !is_lost(alloc, view.state)).collect();
+    let is_lost = |alloc: &&Allocation| contact(alloc, view.state, now) == Contact::Lost;
+    plan.stops.extend(live.iter().copied().filter(is_lost).map(lost));
+    let stays = |alloc: &&Allocation| alloc.desired == DesiredStatus::Run && !is_lost(alloc);
+    let running: Vec<&Allocation> = live.into_iter().filter(stays).collect();
     let changes = job.groups.iter().map(|group| (group.name.clone(), GroupChanges::default())).collect();
-    let fleet = Fleet::new(view.state, job, &running);
-    let settings = view.settings;
-    let mut planner = Planner { plan, changes, job: Arc::new(job.clone()), fleet, settings, now, seed };
+    let held_back = !view.unmet.is_empty() && !running.iter().any(|alloc| alloc.is_healthy());
+    let mut planner = Planner {
+        plan,
+        changes,
+        job: Arc::new(job.clone()),
+        spec: job,
+        fleet: Fleet::new(view.state, job, &running),
+        settings: view.settings,
+        history: view.allocs.iter().map(|alloc| (alloc.id, *alloc)).collect(),
+        unmet: if held_back { &view.unmet } else { &[] },
+        moving: &view.moving,
+        expected: None,
+        victims: Victims::default(),
+        disrupted: 0,
+        now,
+        seed,
+    };
     for alloc in running.iter().filter(|alloc| job.group(&alloc.group).is_none()) {
         planner.stop(alloc, "its group is no longer part of the job");
     }
@@ -125,7 +160,7 @@ impl<'a> Planner<'_, 'a> {
 
     /// Sorts the group's allocations into slots; what has no place in one is stopped. Where nothing has to restart, the
     /// newest version is adopted.
-    fn hold(&mut self, group: &TaskGroup, running: &[&'a Allocation]) -> Held<'a> {
+    fn hold(&mut self, group: &'a TaskGroup, running: &[&'a Allocation]) -> Held<'a> {
         let mut slots = vec![Slot::default(); group.count as usize];
         let mut of_group: Vec<&Allocation> =
             running.iter().copied().filter(|alloc| alloc.group == group.name).collect();
@@ -137,7 +172,11 @@ impl<'a> Planner<'_, 'a> {
         });
         let job = self.job.clone();
         let feasibility = Feasibility::new(&job, group);
+        self.reconcile_returned(group, &mut of_group);
         for alloc in of_group {
+            if self.is_replaced_meanwhile(alloc) && (alloc.slot as usize) < slots.len() {
+                continue;
+            }
             let change = self.change_of(&feasibility, alloc);
             let Some(slot) = slots.get_mut(alloc.slot as usize) else {
                 self.stop(alloc, "the job asks for fewer");
@@ -152,6 +191,48 @@ impl<'a> Planner<'_, 'a> {
         }
         slots.iter().filter_map(|slot| slot.current).for_each(|alloc| self.adopt(alloc));
         Held { slots }
+    }
+
+    /// While a node is away its slots are filled elsewhere, if the group wants that.
+    fn is_replaced_meanwhile(&mut self, alloc: &Allocation) -> bool {
+        let Contact::Away { replace, until } = contact(alloc, self.fleet.state, self.now) else { return false };
+        until.into_iter().for_each(|time| self.look_again_at(time));
+        if replace {
+            self.fleet.release_slot(alloc);
+        }
+        replace
+    }
+
+    /// Where a node that was away is back, one of the two in a slot goes.
+    fn reconcile_returned(&mut self, group: &'a TaskGroup, of_group: &mut Vec<&'a Allocation>) {
+        if group.disconnect.lost_after.is_zero() {
+            return;
+        }
+        let reached = |alloc: &&Allocation| contact(alloc, self.fleet.state, self.now) == Contact::Reached;
+        let present: Vec<&'a Allocation> = of_group.iter().copied().filter(reached).collect();
+        for replacement in &present {
+            let original = present.iter().find(|other| {
+                Some(other.id) == replacement.previous
+                    && other.slot == replacement.slot
+                    && other.job.version == replacement.job.version
+            });
+            let Some(original) = original else { continue };
+            let better = |a: &Allocation, b: &Allocation| self.suits(group, a) > self.suits(group, b);
+            let leaves = goes(group, original, replacement, better);
+            self.stop(leaves, RETURNED);
+            of_group.retain(|alloc| alloc.id != leaves.id);
+        }
+    }
+
+    /// How well an allocation suits the node that it is on.
+    fn suits(&self, group: &'a TaskGroup, alloc: &Allocation) -> f64 {
+        let Some(room) = self.fleet.room(alloc.node_id) else { return f64::MIN };
+        let affinities = Affinities::of(self.spec, group);
+        let affinity = affinities.score(room.node(), &|job| room.of_any_job(job));
+        let room = score::room(self.settings.algorithm, room.used(), room.node().resources);
+        let score = Score::NONE.with(room);
+        let score = if affinity == 0.0 { score } else { score.with(affinity) };
+        if alloc.is_healthy() { score.mean() } else { score.with(score::FAILED_HERE).mean() }
     }
 
     /// How an allocation gets to the newest version; `None` when it is of it.
@@ -184,6 +265,9 @@ impl<'a> Planner<'_, 'a> {
         if held.slots.iter().all(|slot| slot.alone().is_some_and(|alloc| self.is_settled(slot, alloc))) {
             return;
         }
+        if !self.unmet.is_empty() {
+            return self.hold_back(group, &held);
+        }
         let mut request = self.request(job, group);
         let last = newest_by(&view.allocs, job, group, |alloc| alloc.slot);
         if rollout.stage != Stage::Paused {
@@ -197,8 +281,24 @@ impl<'a> Planner<'_, 'a> {
         self.migrate(&mut request, group, &mut held, rollout);
     }
 
+    /// Nothing is placed before what the job depends on works.
+    pub(crate) fn hold_back(&mut self, group: &TaskGroup, held: &Held<'_>) {
+        let nodes = u32::try_from(self.fleet.state.len()).unwrap_or(u32::MAX);
+        let reasons = self.unmet.iter().map(|reason| (reason.clone(), nodes)).collect();
+        let failure = PlacementFailure {
+            nodes_evaluated: nodes,
+            nodes_filtered: nodes,
+            constraints_filtered: reasons,
+            ..PlacementFailure::default()
+        };
+        for _ in held.slots.iter().filter(|slot| slot.is_empty()) {
+            self.note_failure(group, failure.clone());
+        }
+        self.look_again_at(self.now.plus(depends::LOOK_AGAIN_AFTER));
+    }
+
     fn is_settled(&self, slot: &Slot<'_>, alloc: &Allocation) -> bool {
-        slot.outdated.is_none() && self.drain_of(alloc).is_none()
+        slot.outdated.is_none() && !self.leaves(alloc)
     }
 
     /// Where an old and a new allocation share a slot, the new one takes over once it has proven itself.
@@ -229,7 +329,7 @@ impl<'a> Planner<'_, 'a> {
     fn fill_empty(
         &mut self,
         request: &mut Request<'_>,
-        group: &TaskGroup,
+        group: &'a TaskGroup,
         held: &mut Held<'a>,
         rollout: &Rollout,
         last: &BTreeMap<u32, &'a Allocation>,
@@ -238,11 +338,14 @@ impl<'a> Planner<'_, 'a> {
         for slot in empty.collect::<Vec<u32>>() {
             let last = last.get(&slot).copied();
             let job = self.job_to_refill(slot, last, rollout);
-            match refill(slot, last, &job, self.now) {
+            match refill(slot, last, &job, &self.history, self.now) {
                 Refill::Now(empty) => {
                     self.changes(&group.name).place += 1;
-                    held.slots[slot as usize].busy =
-                        self.place(request, group, &empty, &job, self.part(rollout, false));
+                    let placed = self.place(request, group, &empty, &job, self.part(rollout, false));
+                    held.slots[slot as usize].busy = placed;
+                    if !placed {
+                        self.make_room(group, &empty, None);
+                    }
                 }
                 Refill::NotBefore(time) => self.look_again_at(time),
                 Refill::Never => {}
@@ -251,7 +354,7 @@ impl<'a> Planner<'_, 'a> {
     }
 
     /// While canaries are tried out, what is lost comes back as it was.
-    fn job_to_refill(&self, slot: u32, last: Option<&Allocation>, rollout: &Rollout) -> Arc<Job> {
+    pub(crate) fn job_to_refill(&self, slot: u32, last: Option<&Allocation>, rollout: &Rollout) -> Arc<Job> {
         let before = last.filter(|last| {
             let still_kept = self.job.version.saturating_sub(last.job.version) < JobRecord::VERSIONS_MAX as u64;
             let has_slot = last.task_group().is_some_and(|group| slot < group.count);
@@ -263,7 +366,7 @@ impl<'a> Planner<'_, 'a> {
     fn place_canaries(
         &mut self,
         request: &mut Request<'_>,
-        group: &TaskGroup,
+        group: &'a TaskGroup,
         held: &mut Held<'a>,
         rollout: &Rollout,
         wanted: u32,
@@ -282,7 +385,7 @@ impl<'a> Planner<'_, 'a> {
     fn roll(
         &mut self,
         request: &mut Request<'_>,
-        group: &TaskGroup,
+        group: &'a TaskGroup,
         held: &mut Held<'a>,
         rollout: &Rollout,
         last: &BTreeMap<u32, &'a Allocation>,
@@ -298,60 +401,6 @@ impl<'a> Planner<'_, 'a> {
         }
     }
 
-    /// Moves what stands on draining nodes: at the deadline at once, before it as `migrate` allows; batch work may end.
-    fn migrate(&mut self, request: &mut Request<'_>, group: &TaskGroup, held: &mut Held<'a>, rollout: &Rollout) {
-        let leaving: Vec<(u32, &Allocation)> = (0..)
-            .zip(&held.slots)
-            .flat_map(|(slot, holders)| holders.holders().map(move |alloc| (slot, alloc)))
-            .filter(|(_, alloc)| self.drain_of(alloc).is_some())
-            .collect();
-        let (due, patient): (Vec<_>, Vec<_>) = leaving.into_iter().partition(|(_, alloc)| self.must_leave(alloc));
-        for (slot, alloc) in due {
-            match held.slots[slot as usize].alone() {
-                Some(_) => self.move_away(request, group, rollout, (slot, alloc), true),
-                None if self.plan.stops.iter().any(|stop| stop.alloc_id == alloc.id) => {}
-                // The other one of the pair stays.
-                None => self.stop(alloc, DRAINED),
-            }
-            held.slots[slot as usize].busy = true;
-        }
-        if self.job.kind == JobKind::Batch {
-            return;
-        }
-        let alone = patient.into_iter().filter(|(slot, _)| held.slots[*slot as usize].alone().is_some());
-        let (working, broken): (Vec<_>, Vec<_>) = alone.partition(|(_, alloc)| works(alloc, rollout));
-        let room = tally(held, rollout).room(group.migrate_max_parallel as usize, broken.len());
-        let chosen = broken.into_iter().take(room.broken).chain(working.into_iter().take(room.working));
-        chosen.for_each(|leaving| self.move_away(request, group, rollout, leaving, false));
-    }
-
-    fn move_away(
-        &mut self,
-        request: &mut Request<'_>,
-        group: &TaskGroup,
-        rollout: &Rollout,
-        (slot, alloc): (u32, &'a Allocation),
-        at_once: bool,
-    ) {
-        let empty = EmptySlot { slot, last: Some(alloc), reschedules: alloc.reschedules, avoid: None };
-        self.fleet.release_slot(alloc);
-        let job = self.job_to_refill(slot, Some(alloc), rollout);
-        if self.place(request, group, &empty, &job, self.part(rollout, false)) || at_once {
-            self.plan.stops.push(stopped(alloc, DRAINED));
-            self.changes(&group.name).migrate += 1;
-        } else {
-            self.fleet.hold_slot(alloc);
-        }
-    }
-
-    pub(crate) fn drain_of(&self, alloc: &Allocation) -> Option<model::Drain> {
-        self.fleet.node(alloc.node_id).and_then(|node| node.drain)
-    }
-
-    pub(crate) fn must_leave(&self, alloc: &Allocation) -> bool {
-        self.drain_of(alloc).is_some_and(|drain| drain.is_due(self.now))
-    }
-
     /// Whether the new one was placed, or could be once the old one has ended, which it then is told to.
     fn replace(
         &mut self,
@@ -364,7 +413,7 @@ impl<'a> Planner<'_, 'a> {
         let Replacement { slot, old, stop_old, canary } = *replacement;
         // What was tried in this slot and failed waits as any failure does.
         let tried = last.get(&slot).copied().filter(|tried| tried.id != old.id);
-        let (reschedules, avoid) = match refill(slot, tried, &self.job, self.now) {
+        let (reschedules, avoid) = match refill(slot, tried, &self.job, &self.history, self.now) {
             Refill::NotBefore(time) => {
                 self.look_again_at(time);
                 return false;
@@ -393,12 +442,12 @@ impl<'a> Planner<'_, 'a> {
         Request::new(&self.fleet, job, group, self.settings.algorithm, self.seed)
     }
 
-    fn part(&self, rollout: &Rollout, canary: bool) -> Option<AllocDeployment> {
+    pub(crate) fn part(&self, rollout: &Rollout, canary: bool) -> Option<AllocDeployment> {
         rollout.deployment.map(|id| AllocDeployment { id, healthy: None, changed_at: self.now, canary })
     }
 
     /// Whether the slot could be filled; if not, the failure is noted.
-    fn place(
+    pub(crate) fn place(
         &mut self,
         request: &mut Request<'_>,
         group: &TaskGroup,
@@ -439,6 +488,49 @@ impl<'a> Planner<'_, 'a> {
                 false
             }
         }
+    }
+
+    /// Sends away what matters less, if the kind of job may and it helps; what is about to end anyway is waited for.
+    pub(crate) fn make_room(&mut self, group: &'a TaskGroup, empty: &EmptySlot<'_>, only: Option<NodeId>) {
+        if !self.settings.preemption.is_allowed(self.job.kind) || self.job.priority <= preempt::GAP {
+            return;
+        }
+        let mut expected = match self.expected.take().filter(|expected| expected.request.group.name == group.name) {
+            Some(expected) => expected,
+            None => self.expectation(group),
+        };
+        let mut random = self.random(group, u64::from(empty.slot));
+        let found = match only {
+            Some(node) => expected.request.find_on(&expected.fleet, node, &mut random),
+            None => expected.request.find(&expected.fleet, empty.avoid, &mut random),
+        };
+        let spot = found.ok().or_else(|| {
+            let choice = preempt::choose(&mut expected.fleet, &expected.request, only, &self.victims)?;
+            for victim in &choice.victims {
+                expected.fleet.give_up(victim);
+                self.victims.add(victim);
+                let reason = format!("preempted by {}.{}[{}]", self.job.id, group.name, empty.slot);
+                self.plan.stops.push(stopped(victim, &reason));
+            }
+            expected.request.find_on(&expected.fleet, choice.node, &mut random).ok()
+        });
+        if let Some(spot) = spot {
+            let job = self.job.clone();
+            expected.fleet.add(&self.allocation(random.alloc_id(), group, empty, &job, spot));
+        }
+        self.expected = Some(expected);
+    }
+
+    fn expectation(&self, group: &'a TaskGroup) -> Expected<'a> {
+        let mut fleet = self.fleet.clone();
+        let stops: BTreeSet<AllocId> = self.plan.stops.iter().map(|stop| stop.alloc_id).collect();
+        for alloc in self.fleet.state.states().flat_map(|state| &state.held.allocs) {
+            if alloc.desired == DesiredStatus::Stop || stops.contains(&alloc.id) {
+                fleet.give_up(alloc);
+            }
+        }
+        let request = Request::new(&fleet, self.spec, group, self.settings.algorithm, self.seed);
+        Expected { fleet, request }
     }
 
     fn allocation(
@@ -499,14 +591,14 @@ impl<'a> Planner<'_, 'a> {
 }
 
 /// In a deployment an allocation works when that was decided; outside of one, when it runs and its checks pass.
-fn works(alloc: &Allocation, rollout: &Rollout) -> bool {
+pub(crate) fn works(alloc: &Allocation, rollout: &Rollout) -> bool {
     match rollout.deployment.and_then(|id| alloc.health_in(id)) {
         Some(decided) => decided == Some(true),
         None => alloc.is_healthy(),
     }
 }
 
-fn tally(held: &Held<'_>, rollout: &Rollout) -> Tally {
+pub(crate) fn tally(held: &Held<'_>, rollout: &Rollout) -> Tally {
     // What was replaced just now is about to stop.
     let works_at_all = |slot: &&Slot<'_>| {
         let current = slot.current.is_some_and(|alloc| works(alloc, rollout));
@@ -532,11 +624,6 @@ fn live_of_job<'a>(plan: &Plan, view: &ClusterView<'a>) -> Vec<&'a Allocation> {
     let mut live: Vec<&Allocation> = of_job.collect();
     live.sort_by(|a, b| (&a.group, a.slot, a.id).cmp(&(&b.group, b.slot, b.id)));
     live
-}
-
-/// A node that nobody knows will not report the end of anything either.
-fn is_lost(alloc: &Allocation, state: &ClusterState) -> bool {
-    state.node(alloc.node_id).is_none_or(|node| node.status == NodeStatus::Down)
 }
 
 fn lost(alloc: &Allocation) -> PlannedStop {

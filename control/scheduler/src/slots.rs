@@ -4,7 +4,10 @@
 //! tried out (a canary, or a start-first update) a second one, of the newest version, stands beside it.
 
 use crate::change::{GroupChange, group_change};
-use model::{Allocation, ClientStatus, DesiredStatus, Job, JobKind, NodeId, TaskGroup, Timestamp};
+use model::{
+    AllocId, Allocation, ClientStatus, DelayFunction, DesiredStatus, Job, JobKind, NodeId, ReschedulePolicy, TaskGroup,
+    Timestamp,
+};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -59,48 +62,49 @@ impl<'a> Slot<'a> {
     }
 }
 
-/// Nomad's default `reschedule` of each kind of job.
-struct Reschedule {
-    attempts_max: Option<u32>,
-    delay: Duration,
-    delay_max: Duration,
-}
-
-fn reschedule(kind: JobKind) -> Reschedule {
-    match kind {
-        // Nomad never places a failed system allocation again by itself; we do, or a node would stay without.
-        JobKind::Service | JobKind::System | JobKind::Sysbatch => {
-            Reschedule { attempts_max: None, delay: Duration::from_secs(30), delay_max: Duration::from_secs(3600) }
-        }
-        JobKind::Batch => {
-            let delay = Duration::from_secs(5);
-            Reschedule { attempts_max: Some(1), delay, delay_max: delay }
-        }
-    }
-}
+/// Ended allocations by id: what a slot went through is a chain of them.
+pub(crate) type History<'a> = BTreeMap<AllocId, &'a Allocation>;
 
 /// How the slot is to be filled now, or when it may be.
-pub(crate) fn refill<'a>(slot: u32, last: Option<&'a Allocation>, job: &Job, now: Timestamp) -> Refill<'a> {
+pub(crate) fn refill<'a>(
+    slot: u32,
+    last: Option<&'a Allocation>,
+    job: &Job,
+    history: &History<'_>,
+    now: Timestamp,
+) -> Refill<'a> {
     let anew = |reschedules| Refill::Now(EmptySlot { slot, last, reschedules, avoid: None });
     let same_work = |last: &&Allocation| group_change(&last.job, job, &last.group) == GroupChange::InPlace;
     let Some(of_this_work) = last.filter(same_work) else { return anew(0) };
     let ended_by_itself = of_this_work.desired == DesiredStatus::Run
         && matches!(of_this_work.client, ClientStatus::Failed | ClientStatus::Complete);
     match of_this_work.client {
+        ClientStatus::Complete if job.kind.ends() && ended_by_itself => Refill::Never,
         _ if !ended_by_itself => anew(of_this_work.reschedules),
-        ClientStatus::Complete if job.kind == JobKind::Batch => Refill::Never,
-        _ => after_failure(slot, of_this_work, job.kind, now),
+        _ => after_failure(slot, of_this_work, &policy(job, &of_this_work.group), history, now),
     }
 }
 
-fn after_failure<'a>(slot: u32, failed: &'a Allocation, kind: JobKind, now: Timestamp) -> Refill<'a> {
-    let policy = reschedule(kind);
-    let failures = failures_in_a_row(failed, &policy);
-    if policy.attempts_max.is_some_and(|most| failures >= most) {
+/// Nomad never places a failed system allocation again by itself; we do, or a node would stay without.
+fn policy(job: &Job, group: &str) -> ReschedulePolicy {
+    match job.kind {
+        JobKind::System => ReschedulePolicy::SERVICE,
+        _ => job.group(group).map_or(ReschedulePolicy::default_of(job.kind), |group| group.reschedule),
+    }
+}
+
+fn after_failure<'a>(
+    slot: u32,
+    failed: &'a Allocation,
+    policy: &ReschedulePolicy,
+    history: &History<'_>,
+    now: Timestamp,
+) -> Refill<'a> {
+    if !policy.unlimited && attempts_within(policy.interval, failed, history, now) >= policy.attempts {
         return Refill::Never;
     }
-    let factor = 1u32.checked_shl(failures).unwrap_or(u32::MAX);
-    let not_before = ended_at(failed).plus(policy.delay.saturating_mul(factor).min(policy.delay_max));
+    let failures = failures_in_a_row(failed, policy);
+    let not_before = ended_at(failed).plus(delay(policy, failures));
     if now < not_before {
         return Refill::NotBefore(not_before);
     }
@@ -108,10 +112,36 @@ fn after_failure<'a>(slot: u32, failed: &'a Allocation, kind: JobKind, now: Time
     Refill::Now(EmptySlot { slot, last: Some(failed), reschedules, avoid })
 }
 
-/// A service that ran for longer than the longest delay starts the count anew.
-fn failures_in_a_row(alloc: &Allocation, policy: &Reschedule) -> u32 {
+/// How often the slot was filled anew after a failure, in the interval that ends now.
+fn attempts_within(interval: Duration, failed: &Allocation, history: &History<'_>, now: Timestamp) -> u32 {
+    let before = |alloc: &&Allocation| alloc.previous.and_then(|id| history.get(&id)).copied();
+    let chain = std::iter::successors(Some(failed), before).take_while(|alloc| alloc.reschedules > 0);
+    let recent = chain.filter(|alloc| now.since(alloc.created_at) < interval);
+    u32::try_from(recent.count()).unwrap_or(u32::MAX)
+}
+
+/// The wait after the `failures`-th failure in a row, counted from 0.
+fn delay(policy: &ReschedulePolicy, failures: u32) -> Duration {
+    let factor = match policy.delay_function {
+        DelayFunction::Constant => return policy.delay,
+        DelayFunction::Exponential => 1u32.checked_shl(failures).unwrap_or(u32::MAX),
+        DelayFunction::Fibonacci => fibonacci(failures),
+    };
+    let grown = policy.delay.saturating_mul(factor);
+    if policy.max_delay.is_zero() { grown } else { grown.min(policy.max_delay) }
+}
+
+/// 1, 1, 2, 3, 5, …
+fn fibonacci(number: u32) -> u32 {
+    let step = |(a, b): (u32, u32), _| (b, a.saturating_add(b));
+    (0..number.min(u32::BITS * 2)).fold((1, 1), step).0
+}
+
+/// One that ran for longer than the longest delay starts the count anew.
+fn failures_in_a_row(alloc: &Allocation, policy: &ReschedulePolicy) -> u32 {
     let ran_for = ended_at(alloc).since(alloc.created_at);
-    if policy.attempts_max.is_none() && ran_for > policy.delay_max { 0 } else { alloc.reschedules }
+    let grows = policy.delay_function != DelayFunction::Constant;
+    if policy.unlimited && grows && ran_for > policy.max_delay { 0 } else { alloc.reschedules }
 }
 
 /// A node whose clock is ahead must not put its slots off: nothing ended after it was reported.

@@ -116,10 +116,14 @@ impl<'a> Planner<'_, 'a> {
         let last = newest_by(&view.allocs, job, group, |alloc| alloc.node_id);
         let mut placed = 0;
         for node in free {
-            match refill(SLOT, last.get(&node.id).copied(), &self.job, self.now) {
+            match refill(SLOT, last.get(&node.id).copied(), &self.job, &self.history, self.now) {
                 Refill::Now(empty) => {
                     self.changes(&group.name).place += 1;
-                    placed += usize::from(self.place_on(request, group, &empty, node.id));
+                    let fits = self.place_on(request, group, &empty, node.id);
+                    placed += usize::from(fits);
+                    if !fits {
+                        self.make_room(group, &empty, Some(node.id));
+                    }
                 }
                 Refill::NotBefore(time) => self.look_again_at(time),
                 Refill::Never => {}

@@ -3,14 +3,21 @@
 //! is printed; review it as you would review code.
 //!
 //! ```text
-//! node NAME [cpu= memory= disk= dc= pool= attr.KEY= meta.KEY= driver.NAME=healthy|unhealthy eligible=no]
-//! status NODE ready|suspect|down
-//! job NAME [type=system|batch dc=a,b pool= priority= constraint=LEFT|OP|RIGHT meta.KEY=]
-//!     group NAME [count= cpu= memory= disk= command= env.KEY= constraint= port.LABEL=dynamic|static:N|to:N service=NAME
+//! node NAME [cpu= memory= disk= dc= pool= class= attr.KEY= meta.KEY= driver.NAME=healthy|unhealthy eligible=no]
+//! status NODE ready|suspect|disconnected|down
+//! set algorithm|preemption VALUE…     spread or binpack; the kinds that may preempt, or none
+//! job NAME [type=system|batch|sysbatch dc=a,b pool= priority= constraint=LEFT|OP|RIGHT affinity=LEFT|OP|RIGHT|WEIGHT
+//!           spread=ATTRIBUTE[|WEIGHT[|VALUE:PERCENT,…]] meta.KEY= depends=JOB[/GROUP] budget=N]
+//!     group NAME [count= cpu= memory= disk= command= env.KEY= constraint= affinity= spread=
+//!                 port.LABEL=dynamic|static:N|to:N network=bridge service=NAME
 //!                 update.max_parallel= update.canary= update.order= update.auto_revert=yes update.auto_promote=yes
+//!                 reschedule=never|FUNCTION:DELAY[:MAX] attempts=N/INTERVAL lost_after= replace=no reconcile=
 //!                 migrate=]…
 //! stop JOB [purge]
 //! report ALLOC|* pending|running|unhealthy|failed|complete      advance 30s       reboot NODE (a new session)
+//! rebalance [N]   which allocations would move and why, N at most
+//! move ALLOC…     plans for the job of the first as after a rebalance that chose them
+//! scores JOB      how every node suits the next allocation of each group, and why not
 //! plan JOB        plans twice: prints and applies the first plan, and says so if the second one would change anything
 //! watch JOB       takes the step that is due in the job's deployment and shows how the deployment stands
 //! promote JOB     promotes its canaries        pause|resume|fail JOB
@@ -23,10 +30,13 @@ mod common;
 
 use common::{Cluster, add_port, checked_service, group, job, node};
 use model::{
-    Allocation, ClientStatus, Command, Constraint, DeploymentStatus, DeploymentUpdate, DesiredStatus, Drain,
-    DriverStatus, Eligibility, ExecConfig, Health, Job, JobId, JobKind, Node, NodeStatus, Operator, Plan, TaskDriver,
-    TaskGroup, Timestamp, UpdateOrder, UpdatePolicy,
+    Affinity, Allocation, ClientStatus, Command, Constraint, DelayFunction, Dependency, DeploymentStatus,
+    DeploymentUpdate, DesiredStatus, DisruptionBudget, Drain, DriverStatus, Eligibility, ExecConfig, Health, Job,
+    JobId, JobKind, Network, NetworkMode, Node, NodeStatus, Operator, Plan, Reconcile, ReschedulePolicy, Spread,
+    TaskDriver, TaskGroup, Timestamp, UpdateOrder, UpdatePolicy,
 };
+use scheduler::{Algorithm, Preemption};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -111,6 +121,11 @@ fn execute(cluster: &mut Cluster, line: &str) -> String {
         ["drain", name, deadline] => drain(cluster, name, deadline),
         ["plan", name] => return plan(cluster, name),
         ["allocs"] => return allocs(cluster),
+        ["set", what, values @ ..] => set(cluster, what, values),
+        ["rebalance"] => return rebalance(cluster, 100),
+        ["rebalance", most] => return rebalance(cluster, most.parse().unwrap()),
+        ["move", names @ ..] => return moved(cluster, names),
+        ["scores", job] => return scores(cluster, job),
         _ => panic!("what is {line:?}?"),
     }
     String::new()
@@ -140,6 +155,7 @@ fn set_node(node: &mut Node, key: &str, value: &str) {
         "disk" => node.resources.disk_mb = value.parse().unwrap(),
         "dc" => node.datacenter = value.to_owned(),
         "pool" => node.pool = value.to_owned(),
+        "class" => node.class = value.to_owned(),
         "eligible" if value == "no" => node.eligibility = Eligibility::Ineligible,
         _ => panic!("what is {key}={value} of a node?"),
     }
@@ -155,15 +171,19 @@ fn described_job(name: &str, settings: &[&str]) -> Job {
             "type" => job.kind = JobKind::parse(value).unwrap(),
             "priority" => job.priority = value.parse().unwrap(),
             "constraint" => job.constraints.push(constraint(value)),
+            "affinity" => job.affinities.push(affinity(value)),
+            "spread" => job.spreads.push(spread(value)),
+            "depends" => job.depends_on.push(dependency(value)),
+            "budget" => job.disruption = Some(DisruptionBudget { max_unavailable: value.parse().unwrap() }),
             _ => drop(job.meta.insert(key.strip_prefix("meta.").unwrap().to_owned(), value.to_owned())),
         }
     }
-    job.groups = parts.map(described_group).collect();
+    job.groups = parts.map(|words| described_group(words, job.kind)).collect();
     job
 }
 
-fn described_group(words: &[&str]) -> TaskGroup {
-    let mut group = group(words[0], 1);
+fn described_group(words: &[&str], kind: JobKind) -> TaskGroup {
+    let mut group = TaskGroup { reschedule: ReschedulePolicy::default_of(kind), ..group(words[0], 1) };
     for (key, value) in words[1..].iter().map(|setting| setting.split_once('=').unwrap()) {
         match key.split_once('.') {
             Some(("update", key)) => set_update(group.update.get_or_insert_default(), key, value),
@@ -250,6 +270,20 @@ fn set_group(group: &mut TaskGroup, key: &str, value: &str) {
             group.tasks[0].driver = TaskDriver::Exec(ExecConfig { command: value.to_owned(), ..ExecConfig::default() })
         }
         "constraint" => group.constraints.push(constraint(value)),
+        "affinity" => group.affinities.push(affinity(value)),
+        "spread" => group.spreads.push(spread(value)),
+        "network" => {
+            group.network.get_or_insert_with(|| Network::of(NetworkMode::Bridge, Vec::new())).mode = NetworkMode::Bridge
+        }
+        "reschedule" => group.reschedule = reschedule(value),
+        "attempts" => {
+            let (attempts, interval) = value.split_once('/').unwrap();
+            let (attempts, interval) = (attempts.parse().unwrap(), seconds(interval));
+            group.reschedule = ReschedulePolicy { attempts, interval, unlimited: false, ..group.reschedule };
+        }
+        "lost_after" => group.disconnect.lost_after = seconds(value),
+        "replace" => group.disconnect.replace = value != "no",
+        "reconcile" => group.disconnect.reconcile = Reconcile::parse(value).unwrap(),
         "service" => group.services.push(checked_service(value)),
         _ => panic!("what is {key}={value} of a group?"),
     }
@@ -264,10 +298,115 @@ fn constraint(text: &str) -> Constraint {
     }
 }
 
+fn affinity(text: &str) -> Affinity {
+    let parts: Vec<&str> = text.split('|').collect();
+    let operator = Operator::parse(parts[1]).unwrap();
+    Affinity { attribute: parts[0].to_owned(), operator, value: parts[2].to_owned(), weight: parts[3].parse().unwrap() }
+}
+
+fn spread(text: &str) -> Spread {
+    let mut parts = text.split('|');
+    let attribute = parts.next().unwrap().to_owned();
+    let weight = parts.next().map_or(100, |weight| weight.parse().unwrap());
+    let target = |text: &str| {
+        let (value, percent) = text.split_once(':').unwrap();
+        (value.to_owned(), percent.parse().unwrap())
+    };
+    Spread {
+        attribute,
+        weight,
+        targets: parts.next().map_or_else(BTreeMap::new, |all| all.split(',').map(target).collect()),
+    }
+}
+
+fn dependency(text: &str) -> Dependency {
+    let (job, group) = text.split_once('/').map_or((text, None), |(job, group)| (job, Some(group.to_owned())));
+    Dependency { job: job.to_owned(), group }
+}
+
+/// `never`, or for example `exponential:30s:1h` without a limit of attempts.
+fn reschedule(text: &str) -> ReschedulePolicy {
+    if text == "never" {
+        return ReschedulePolicy::NEVER;
+    }
+    let mut parts = text.split(':');
+    let delay_function = DelayFunction::parse(parts.next().unwrap()).unwrap();
+    let delay = seconds(parts.next().unwrap());
+    let max_delay = parts.next().map_or(Duration::ZERO, seconds);
+    ReschedulePolicy { delay_function, delay, max_delay, ..ReschedulePolicy::SERVICE }
+}
+
+fn seconds(text: &str) -> Duration {
+    Duration::from_secs(text.strip_suffix('s').unwrap().parse().unwrap())
+}
+
+fn set(cluster: &mut Cluster, what: &str, values: &[&str]) {
+    match what {
+        "algorithm" => cluster.settings.algorithm = Algorithm::parse(values[0]).unwrap(),
+        "preemption" => {
+            let allowed = |kind: JobKind| values.contains(&kind.as_str());
+            cluster.settings.preemption = Preemption {
+                service: allowed(JobKind::Service),
+                batch: allowed(JobKind::Batch),
+                system: allowed(JobKind::System),
+                sysbatch: allowed(JobKind::Sysbatch),
+            };
+        }
+        _ => panic!("what is {what:?}?"),
+    }
+}
+
+fn rebalance(cluster: &Cluster, most: usize) -> String {
+    let jobs: Vec<_> = cluster.catalog.jobs().cloned().collect();
+    let moves = scheduler::rebalance(&cluster.state(), &jobs, &cluster.settings, most, cluster.seed);
+    let line = |step: &scheduler::Move| {
+        let alloc = cluster.catalog.alloc(step.alloc).unwrap();
+        let to = cluster.catalog.node(step.to).unwrap();
+        format!(
+            "{} from {} to {}: {:.2} instead of {:.2}\n",
+            alloc.name(),
+            alloc.node_name,
+            to.name,
+            step.better,
+            step.now
+        )
+    };
+    if moves.is_empty() { "nothing to move\n".to_owned() } else { moves.iter().map(line).collect() }
+}
+
+fn moved(cluster: &mut Cluster, names: &[&str]) -> String {
+    let chosen: Vec<_> = names.iter().map(|name| newest_named(cluster, name)).collect();
+    cluster.moving = chosen.iter().map(|alloc| alloc.id).collect();
+    let text = plan(cluster, &chosen[0].job_id().0.clone());
+    cluster.moving.clear();
+    text
+}
+
+fn scores(cluster: &mut Cluster, job: &str) -> String {
+    let eval = cluster.eval(job);
+    let state = cluster.state();
+    let spec = cluster.catalog.job(&eval.job_id).unwrap();
+    let view = cluster.view(&state, &eval);
+    let mut out = String::new();
+    for group in &spec.groups {
+        for verdict in scheduler::scores(&view, spec, group, cluster.seed) {
+            write!(out, "{} {}:", group.name, verdict.node_name).unwrap();
+            let parts = verdict.parts.iter().map(|(name, part)| format!(" {name} {part:.2}"));
+            let reasons = verdict.filtered.iter().map(|reason| format!(" [{reason}]"));
+            let exhausted = verdict.exhausted.iter().map(|dimension| format!(" {dimension} exhausted"));
+            let all: String = parts.chain(reasons).chain(exhausted).collect();
+            let total = verdict.score.map_or(String::new(), |score| format!(" = {score:.2}"));
+            writeln!(out, "{all}{total}").unwrap();
+        }
+    }
+    out
+}
+
 fn node_status(text: &str) -> NodeStatus {
     match text {
         "ready" => NodeStatus::Ready,
         "suspect" => NodeStatus::Suspect,
+        "disconnected" => NodeStatus::Disconnected,
         "down" => NodeStatus::Down,
         _ => panic!("what is status {text:?}?"),
     }

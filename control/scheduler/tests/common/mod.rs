@@ -18,6 +18,8 @@ pub struct Cluster {
     pub now: Timestamp,
     pub seed: u64,
     pub settings: Settings,
+    /// What a rebalance wants to move.
+    pub moving: Vec<AllocId>,
     evals: u128,
 }
 
@@ -28,6 +30,7 @@ impl Cluster {
             now: Timestamp::from_secs(1_700_000_000),
             seed,
             settings: Settings::default(),
+            moving: Vec::new(),
             evals: 0,
         };
         cluster.must(Command::Bootstrap {
@@ -105,11 +108,19 @@ impl Cluster {
     }
 
     pub fn plan_on(&self, state: &ClusterState, eval: &Evaluation) -> Plan {
+        let job = self.catalog.job(&eval.job_id);
+        scheduler::plan(&self.view(state, eval), eval, job.map(Arc::as_ref), self.now, self.seed)
+    }
+
+    pub fn view<'a>(&'a self, state: &'a ClusterState, eval: &Evaluation) -> ClusterView<'a> {
         let allocs = self.catalog.allocs_of_job(&eval.job_id).map(Arc::as_ref).collect();
         let deployment = self.catalog.latest_deployment(&eval.job_id).map(Arc::as_ref);
-        let view = ClusterView { settings: self.settings, ..ClusterView::new(state, allocs, deployment) };
-        let job = self.catalog.job(&eval.job_id);
-        scheduler::plan(&view, eval, job.map(Arc::as_ref), self.now, self.seed)
+        let lookup = |id: &JobId| {
+            Some((self.catalog.job(id)?.as_ref(), self.catalog.allocs_of_job(id).map(Arc::as_ref).collect()))
+        };
+        let unmet = self.catalog.job(&eval.job_id).map(|job| scheduler::unmet(job, lookup)).unwrap_or_default();
+        let (settings, moving) = (self.settings, self.moving.clone());
+        ClusterView { settings, unmet, moving, ..ClusterView::new(state, allocs, deployment) }
     }
 
     pub fn state(&self) -> ClusterState {
