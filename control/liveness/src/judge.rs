@@ -174,7 +174,13 @@ impl Judge {
         let is_lost = |(node, found): &(&Seen, &Evidence)| {
             // Sessions fall silent one after the other; what peers say of all of them comes first.
             let member = self.members.contains_key(&node.id);
-            member && (found.says_gone() || node.status == NodeStatus::Disconnected || self.is_overdue(now, node))
+            let settling = now.saturating_sub(self.started) < self.rules.settle_for;
+            let unvouched = node.link != Some(LinkState::Live) && found.asked == 0 && !settling;
+            member
+                && (unvouched
+                    || found.says_gone()
+                    || node.status == NodeStatus::Disconnected
+                    || self.is_overdue(now, node))
         };
         let lost = nodes.iter().zip(evidence).filter(is_lost).count();
         let large = self.is_large(lost, self.members.len());
@@ -201,17 +207,18 @@ impl Judge {
         }
         match node.link {
             Some(LinkState::Live) if is_cut_off_alone(node, &found) && !blames_probes => {
-                (NodeStatus::Disconnected, format!("its agent speaks, but {found}"))
+                match node.status == NodeStatus::Disconnected && node.reason.starts_with(SPEAKS) {
+                    true => stays(),
+                    false => (NodeStatus::Disconnected, format!("{SPEAKS}, but {found}")),
+                }
             }
             Some(LinkState::Live) if node.status == NodeStatus::Initializing => stays(),
             Some(LinkState::Live) => (NodeStatus::Ready, String::new()),
             _ if found.says_gone() => self.unanswered(now, node, found),
-            Some(LinkState::Silent) => match node.status {
-                NodeStatus::Disconnected => {
-                    (NodeStatus::Suspect, "its agent is silent; its peers get answers".to_owned())
-                }
-                _ => stays(),
-            },
+            Some(LinkState::Silent) if node.status == NodeStatus::Disconnected && found.asked > 0 => {
+                (NodeStatus::Suspect, "its agent is late; its peers get answers".to_owned())
+            }
+            Some(LinkState::Silent) => stays(),
             None if found.asked == 0 && found.strangers > 0 && self.is_long_gone(now, node) => {
                 self.unanswered(now, node, found)
             }
@@ -268,6 +275,7 @@ impl Judge {
     }
 }
 
+const SPEAKS: &str = "its agent speaks";
 const SILENT: &str = "its agent is silent";
 const HELD: &str = "; replacement is held for ";
 
