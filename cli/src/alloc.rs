@@ -1,11 +1,11 @@
-//! `meshctl alloc`: one allocation's state, and its tasks' output.
+//! `meshctl alloc`: one allocation's state, its tasks' output, and what can be done with it.
 
 use crate::client::{Endpoint, part};
 use crate::json::{entries, list, number, print_pretty, text};
 use crate::table::{block, columns, row, short, time};
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::{Read, Write};
 
 /// What a line of a log is reckoned at when the last ones are asked for.
@@ -38,6 +38,35 @@ pub enum Command {
         /// Needed when the group has several tasks
         task: Option<String>,
     },
+    /// Restart its tasks where they are; the restart policy does not count it
+    Restart {
+        /// Start over with the prestart tasks
+        #[arg(long)]
+        all_tasks: bool,
+        #[arg(long = "task", value_name = "NAME", conflicts_with = "all_tasks")]
+        named: Option<String>,
+        id: String,
+        /// All that run unless named
+        task: Option<String>,
+    },
+    /// Send its tasks a signal
+    Signal {
+        #[arg(short, default_value = "SIGKILL")]
+        s: String,
+        #[arg(long = "task", value_name = "NAME")]
+        named: Option<String>,
+        id: String,
+        /// All that run unless named
+        task: Option<String>,
+    },
+    /// Stop it; another one is placed in its stead
+    Stop { id: String },
+    /// Show what its checks say
+    Checks {
+        #[arg(long)]
+        json: bool,
+        id: String,
+    },
 }
 
 pub fn run(endpoint: &Endpoint, command: Command) -> Result<()> {
@@ -55,7 +84,48 @@ pub fn run(endpoint: &Endpoint, command: Command) -> Result<()> {
             );
             copy(endpoint.open(&path)?, tail.then_some(n).filter(|_| !follow))
         }
+        Command::Restart { all_tasks, named, id, task } => {
+            let body = json!({ "TaskName": named.or(task).unwrap_or_default(), "AllTasks": all_tasks });
+            act(endpoint, &id, "restart", &body)
+        }
+        Command::Signal { s, named, id, task } => {
+            act(endpoint, &id, "signal", &json!({ "Task": named.or(task).unwrap_or_default(), "Signal": s }))
+        }
+        Command::Stop { id } => {
+            let id = text(&resolve(endpoint, &id)?, "ID");
+            let answer: Value = endpoint.put(&format!("/v1/allocation/{id}/stop"), &json!({}))?;
+            println!("Allocation {} is to stop; evaluation {}", short(&id), short(&text(&answer, "EvalID")));
+            Ok(())
+        }
+        Command::Checks { json, id } => checks(endpoint, &id, json),
     }
+}
+
+fn act(endpoint: &Endpoint, id: &str, action: &str, body: &Value) -> Result<()> {
+    let id = text(&resolve(endpoint, id)?, "ID");
+    endpoint.put::<Value>(&format!("/v1/client/allocation/{id}/{action}"), body).map(drop)
+}
+
+fn checks(endpoint: &Endpoint, id: &str, json: bool) -> Result<()> {
+    let id = text(&resolve(endpoint, id)?, "ID");
+    let found: Value = endpoint.get(&format!("/v1/client/allocation/{id}/checks"))?;
+    if json {
+        print_pretty(&found);
+        return Ok(());
+    }
+    println!("{}", checks_text(&found));
+    Ok(())
+}
+
+fn checks_text(found: &Value) -> String {
+    let mut rows = vec![row(["Service", "Task", "Check", "Status", "Since", "Output"])];
+    for (_, check) in entries(found) {
+        let first_line = text(check, "Output").lines().next().unwrap_or_default().to_owned();
+        let since = time(number(check, "Timestamp").saturating_mul(1_000_000_000));
+        let task = Some(text(check, "Task")).filter(|task| !task.is_empty()).unwrap_or_else(|| "(group)".to_owned());
+        rows.push(vec![text(check, "Service"), task, text(check, "Check"), text(check, "Health"), since, first_line]);
+    }
+    if rows.len() == 1 { "No checks".to_owned() } else { columns(&rows) }
 }
 
 /// The whole allocation for an id or the first characters of one.
@@ -134,7 +204,39 @@ fn status(endpoint: &Endpoint, id: &str, json: bool) -> Result<()> {
     for (task, state) in entries(&alloc["TaskStates"]) {
         println!("\n{}", task_text(task, state));
     }
+    let id = text(&alloc, "ID");
+    let found: Value = endpoint.get(&format!("/v1/client/allocation/{id}/checks"))?;
+    if entries(&found).next().is_some() {
+        println!("\nChecks:\n{}", checks_text(&found));
+    }
+    if text(&alloc, "ClientStatus") == "running" {
+        // A node that cannot be asked now is no reason to show nothing.
+        match endpoint.get::<Value>(&format!("/v1/client/allocation/{id}/stats")) {
+            Ok(stats) => println!("\nUsage:\n{}", usage_text(&stats)),
+            Err(error) => println!("\nUsage: not known ({error:#})"),
+        }
+    }
     Ok(())
+}
+
+fn usage_text(stats: &Value) -> String {
+    let mut rows = vec![row(["Task", "CPU", "Throttled", "Memory", "Peak", "Processes"])];
+    let mib = |value: &Value, key: &str| format!("{:.1} MiB", number(value, key) as f64 / 1_048_576.0);
+    for (task, used) in entries(&stats["Tasks"]) {
+        let (cpu, memory) = (&used["ResourceUsage"]["CpuStats"], &used["ResourceUsage"]["MemoryStats"]);
+        let allowed = &used["Allowed"];
+        let ticks = cpu["TotalTicks"].as_f64().unwrap_or_default();
+        let (mhz, limit) = (text(allowed, "CpuMhz"), text(allowed, "MemoryMaxMB"));
+        rows.push(vec![
+            task.clone(),
+            format!("{ticks:.0}/{mhz} MHz"),
+            format!("{} periods", text(cpu, "ThrottledPeriods")),
+            format!("{} of {limit} MiB", mib(memory, "Usage")),
+            mib(memory, "MaxUsage"),
+            text(&used["Pids"], "Count"),
+        ]);
+    }
+    columns(&rows)
 }
 
 fn addresses(alloc: &Value) -> String {

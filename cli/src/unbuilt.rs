@@ -1,14 +1,10 @@
 //! Commands of the old stack that are known and not built yet: refused by name, so that a script fails with a reason.
 
 /// Nomad's and Consul's command names without those that work here.
-const UNBUILT: [&str; 57] = [
+const UNBUILT: [&str; 53] = [
     "acl",
-    "alloc checks",
     "alloc exec",
     "alloc fs",
-    "alloc restart",
-    "alloc signal",
-    "alloc stop",
     "catalog",
     "compat",
     "dns",

@@ -176,6 +176,10 @@ impl Catalog {
             }
             Command::RestoreCatalog { image, evals } => self.restore(at, image, evals)?,
             Command::UpsertEvals(evals) => self.upsert_evals(at, evals),
+            Command::StopAllocs { alloc_ids, evals } => {
+                alloc_ids.iter().for_each(|id| self.stop_for_user(at, *id));
+                self.upsert_evals(at, evals);
+            }
             Command::SetNodeEligibility { node_id, eligibility, evals } => {
                 self.set_node_eligibility(at, *node_id, *eligibility)?;
                 self.upsert_evals(at, evals);

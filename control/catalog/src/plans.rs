@@ -92,6 +92,17 @@ impl Catalog {
         Some(client.is_terminal())
     }
 
+    /// What runs of the job besides is the scheduler's to see to.
+    pub(crate) fn stop_for_user(&mut self, at: At, id: AllocId) {
+        let running = |alloc: &&Arc<Allocation>| alloc.is_live() && alloc.desired == DesiredStatus::Run;
+        let Some(alloc) = self.allocs.get(&id).filter(running).cloned() else { return };
+        let desired_description = "alloc was stopped by user".to_owned();
+        self.put_alloc(
+            at,
+            Allocation { desired: DesiredStatus::Stop, desired_description, ..Allocation::clone(&alloc) },
+        );
+    }
+
     /// Only a node that cannot report any more has its allocations ended by others.
     fn node_is_gone(&self, alloc: &Allocation) -> bool {
         self.nodes.get(&alloc.node_id).is_none_or(|node| node.status == NodeStatus::Down)

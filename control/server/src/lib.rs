@@ -11,6 +11,7 @@
 //! Whoever wants a change proposes a command and waits for what applying it answered; whoever wants to read takes the
 //! newest catalog, which is an immutable snapshot. Only the leader holds sessions, plans and declares nodes down.
 
+mod asks;
 mod backup;
 mod clock;
 mod config;

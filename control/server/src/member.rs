@@ -4,6 +4,7 @@
 use crate::clock;
 use crate::disk::Disk;
 use crate::events::Events;
+use crate::asks::Asks;
 use crate::logs::LogRequests;
 use crate::peers::Peers;
 use crate::sessions::Sessions;
@@ -37,6 +38,7 @@ pub(crate) struct Member {
     pub peers: Arc<Peers>,
     pub sessions: Sessions,
     pub logs: LogRequests,
+    pub asks: Asks,
     pub seal: SealKey,
     pub credentials: LiveCredentials,
     pub disk: Disk,
@@ -279,6 +281,8 @@ fn trace_of(catalog: &Catalog, command: &Command) -> Option<Index> {
     match command {
         Command::RegisterJob { eval, .. }
         | Command::DeregisterJob { eval, .. }
+        | Command::DispatchJob { eval, .. }
+        | Command::RestartJob { eval, .. }
         | Command::UpdateDeployment { eval, .. } => catalog.eval(eval.id).map(|known| known.created_at_index),
         Command::RestoreCatalog { evals, .. } => {
             evals.first().and_then(|eval| catalog.eval(eval.id)).map(|known| known.created_at_index)
@@ -304,11 +308,17 @@ fn is_repeatable(command: &Command) -> bool {
         | Command::RemoveServer { .. }
         | Command::RestoreCatalog { .. }
         | Command::UpsertEvals(_)
+        | Command::StopAllocs { .. }
         | Command::UpdateAllocs { .. }
         | Command::SetNodeStatus { .. }
         | Command::JudgeNode { .. }
         | Command::SetNodeEligibility { .. }
         | Command::SetNodeDrain { .. }
+        | Command::DispatchJob { .. }
+        | Command::LaunchPeriodic { .. }
+        | Command::MarkStable { .. }
+        | Command::RestartJob { .. }
+        | Command::CollectGarbage(_)
         | Command::UpdateDeployment { .. }
         | Command::SetFeatureLevel { .. } => true,
         // Without `cas`, the same change twice is the same as once.

@@ -1,6 +1,7 @@
 //! The gRPC side: TLS, who may call what, and the services. Join is the only call that goes without a client
 //! certificate; the role in the certificate is checked on every other one.
 
+use crate::asks::AskError;
 use crate::config::is_name;
 use crate::logs::{LogError, LogReader};
 use crate::member::{Member, ProposeError};
@@ -23,6 +24,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tonic::{Request, Response, Status, Streaming};
+use wire::actions::{AllocRefusal, AllocRequest, answer_to_pb};
 use wire::session::LogRange;
 
 /// What calls under way get to end in.
@@ -145,6 +147,19 @@ impl Servers for Service {
         let range = LogRange::try_from(range).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let reader = self.0.read_logs_here(range).await.map_err(status_of_logs)?;
         Ok(Response::new(Box::pin(chunks_of(reader))))
+    }
+
+    async fn ask_alloc(&self, request: Request<pb::AllocRequest>) -> Result<Response<pb::AllocAnswer>, Status> {
+        self.require_server(&request).await?;
+        let asked = AllocRequest::try_from(request.into_inner());
+        let asked = asked.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let answer = match self.0.ask_here(asked).await {
+            Ok(body) => Ok(body),
+            Err(AskError::Refused(refusal)) => Err(refusal),
+            Err(AskError::UnknownAlloc(id)) => Err(AllocRefusal::not_found(format!("allocation {id} is not known"))),
+            Err(error) => return Err(Status::unavailable(error.to_string())),
+        };
+        Ok(Response::new(answer_to_pb(&answer)))
     }
 
     async fn remove_server(&self, request: Request<pb::RemoveServerRequest>) -> Result<Response<pb::Done>, Status> {

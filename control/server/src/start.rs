@@ -6,6 +6,7 @@ use crate::config::{Mode, ServerConfig};
 use crate::disk::{Disk, FoundingFile, Papers, Record, hex};
 use crate::http;
 use crate::join;
+use crate::asks::Asks;
 use crate::logs::LogRequests;
 use crate::machine::{Halt, Machine, halt_process};
 use crate::member::{Member, ProposeError};
@@ -326,6 +327,7 @@ fn member(
         peers,
         sessions: Sessions::default(),
         logs: LogRequests::default(),
+        asks: Asks::default(),
         seal: papers.seal,
         credentials,
         disk: disk.clone(),

@@ -1,5 +1,7 @@
 //! What an agent is started with. Checked by `preflight` before anything on the machine changes.
 
+use drivers::DockerOptions;
+use model::Plugin;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -33,8 +35,13 @@ pub struct AgentConfig {
     pub dns_domain: String,
     /// From the wish to stop an allocation to its tasks' kill signal: every node's rings have left it out by then.
     pub drain_grace: Duration,
+    /// No task gets longer than this from its kill signal to SIGKILL (Nomad's `max_kill_timeout`).
+    pub kill_timeout_max: Duration,
     /// Whether jobs may run plain processes, which can do whatever the agent can.
     pub raw_exec: bool,
+    /// Containers of dockerd, and of podman's service; where images are recorded is the data directory's to say.
+    pub docker: DockerOptions,
+    pub podman: DockerOptions,
     /// The binary that has the hidden `supervise` and `task-init` commands: this one.
     pub supervisor: PathBuf,
 }
@@ -57,7 +64,10 @@ impl AgentConfig {
             dns_bind: SocketAddr::from((Ipv4Addr::LOCALHOST, 8600)),
             dns_domain: "cluster".to_owned(),
             drain_grace: Duration::from_millis(800),
+            kill_timeout_max: Duration::from_secs(30),
             raw_exec: false,
+            docker: DockerOptions::new(Plugin::Docker, "images"),
+            podman: DockerOptions::new(Plugin::Podman, "images"),
             supervisor: PathBuf::from("/proc/self/exe"),
         }
     }

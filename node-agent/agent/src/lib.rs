@@ -14,10 +14,12 @@
 //! and goes on. [`purge()`] is what takes everything away.
 
 pub mod allocs;
+mod asks;
 pub mod checks;
 pub mod config;
 pub mod datadir;
 pub mod datapath;
+mod driver_set;
 pub mod enrol;
 pub mod entropy;
 pub mod fingerprint;
@@ -32,13 +34,14 @@ pub mod store;
 
 pub use config::AgentConfig;
 pub use http::router;
-pub use purge::{PurgeError, end_tasks, purge};
+pub use purge::{PurgeError, detach, end_tasks, purge};
 
 use allocs::{Allocs, Reports, Shell};
 use anyhow::Context;
+use checks::CheckPool;
 use datadir::DataDir;
 use datapath::DataPath;
-use drivers::{Driver, Exec, Launcher, RawExec};
+use drivers::Launcher;
 use entropy::{Jitter, entropy};
 use model::{Node, NodeId};
 use net::{NetConfig, NetStack};
@@ -101,7 +104,10 @@ impl Agent {
         let data_path: Arc<dyn DataPath> = Arc::new(NetStack::start(net_config(&config, id)).await?);
         let jitter = Jitter::seeded((random >> 64) as u64);
         tracing::info!(node = %id, name = node.name, "agent starts");
-        let allocs = Allocs::start(shell(&config, &node, &data, &data_path, &jitter), store.clone()).await?;
+        let rebooted = store.note_boot(&boot_id().context("the kernel does not name this start of the machine")?)?;
+        let mut shell = shell(&config, &node, &data, &data_path, &jitter);
+        shell.rebooted = rebooted;
+        let allocs = Allocs::start(shell, store.clone()).await?;
         let (status, link) = watch::channel(LinkStatus { servers: config.servers.clone(), ..LinkStatus::default() });
         let handle = AgentHandle {
             node: Arc::new(node.clone()),
@@ -110,6 +116,8 @@ impl Agent {
             link,
         };
         let (refusal_to, refusal) = oneshot::channel();
+        let mut work = JoinSet::new();
+        work.spawn(tell_contact(allocs.clone(), handle.link.clone()));
         let session = Session {
             node,
             credentials,
@@ -121,7 +129,6 @@ impl Agent {
             jitter: jitter.fork(1),
             status,
         };
-        let mut work = JoinSet::new();
         work.spawn(session.run(refusal_to));
         Ok(Self { handle, config, refusal, work })
     }
@@ -150,6 +157,20 @@ impl Agent {
             Ok(refused) => refused,
             // The session keeps its end for as long as the agent lives once it was welcomed.
             Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// Differs from one start of the machine to the next.
+fn boot_id() -> std::io::Result<String> {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned())
+}
+
+async fn tell_contact(allocs: Allocs, mut link: watch::Receiver<LinkStatus>) {
+    loop {
+        allocs.set_contact(link.borrow_and_update().connected_to.is_some());
+        if link.changed().await.is_err() {
+            return;
         }
     }
 }
@@ -183,19 +204,21 @@ fn shell(config: &AgentConfig, node: &Node, data: &DataDir, data_path: &Arc<dyn 
         node: node.clone(),
         data: data.clone(),
         launcher: Launcher::new(&config.supervisor),
-        drivers: drivers_of(config),
+        drivers: driver_set::of(config),
         data_path: Arc::clone(data_path),
         drain_grace: config.drain_grace,
+        kill_timeout_max: config.kill_timeout_max,
         jitter: jitter.clone(),
+        checks: CheckPool::start(),
+        launches: Shell::launches(),
+        rebooted: false,
     }
 }
 
-fn drivers_of(config: &AgentConfig) -> Vec<Box<dyn Driver>> {
-    vec![Box::new(Exec), Box::new(RawExec { enabled: config.raw_exec })]
-}
-
 fn describe(config: &AgentConfig, id: NodeId) -> Node {
-    let drivers = drivers_of(config);
+    let drivers = driver_set::of(config);
     let found: BTreeMap<_, _> = drivers.iter().map(|driver| (driver.name().to_owned(), driver.fingerprint())).collect();
-    fingerprint::node(config, id, found)
+    let mut node = fingerprint::node(config, id, found);
+    node.attributes.extend(driver_set::attributes(&drivers));
+    node
 }

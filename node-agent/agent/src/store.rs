@@ -3,10 +3,11 @@
 //! Every record carries a CRC-32 of its own, and the file is checked when it is opened. A damaged file is refused whole: a
 //! node that acts on half a memory would stop or start the wrong tasks.
 
-use crate::allocs::RestartCount;
+use crate::allocs::{Memory, RestartCount};
 use model::{AllocId, AllocUpdate, Allocation, Epoch, Generation, NodeId, Timestamp};
 use prost::Message;
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +20,8 @@ const TOLD: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("told");
 const REPORTED: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("reported");
 /// By allocation: JSON of task -> [ends in the interval, the interval's begin, due time of the pending restart], in ns.
 const RESTARTS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("restarts");
+/// By allocation: JSON of what else of its life a later start must know; absent in files of earlier releases.
+const LIVES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("lives");
 
 /// Key and sealed value.
 type Row = (Vec<u8>, Vec<u8>);
@@ -41,15 +44,14 @@ pub enum StoreError {
     },
 }
 
-pub type Restarts = BTreeMap<String, RestartCount>;
+type Restarts = BTreeMap<String, RestartCount>;
 
 /// What was kept of one allocation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeptAlloc {
     pub told: Allocation,
     pub reported: Option<AllocUpdate>,
-    /// Per task what the restart policy has counted.
-    pub restarts: Restarts,
+    pub memory: Memory,
 }
 
 /// Cheap to clone; every call blocks for as long as the disk does.
@@ -70,6 +72,7 @@ impl Store {
             tables.open_table(TOLD)?;
             tables.open_table(REPORTED)?;
             tables.open_table(RESTARTS)?;
+            tables.open_table(LIVES)?;
             Ok(())
         })?;
         Ok(store)
@@ -110,8 +113,15 @@ impl Store {
         Ok(epoch)
     }
 
+    /// Whether the machine was started anew since the last call; `boot_id` names this start of it.
+    pub fn note_boot(&self, boot_id: &str) -> Result<bool, StoreError> {
+        let before = self.meta("boot_id")?;
+        self.set_meta("boot_id", boot_id.as_bytes())?;
+        Ok(before.is_some_and(|before| before != boot_id.as_bytes()))
+    }
+
     pub fn allocs(&self) -> Result<BTreeMap<AllocId, KeptAlloc>, StoreError> {
-        let (reported, restarts) = (self.records(REPORTED)?, self.records(RESTARTS)?);
+        let (reported, restarts, lives) = (self.records(REPORTED)?, self.records(RESTARTS)?, self.records(LIVES)?);
         let mut kept = BTreeMap::new();
         for (id, bytes) in self.records(TOLD)? {
             let told = decode_told(&bytes).ok_or_else(|| self.damaged("an allocation cannot be read"))?;
@@ -119,7 +129,11 @@ impl Store {
             let reported = reported.map(|update| update.ok_or_else(|| self.damaged("a report cannot be read")));
             let counted = restarts.get(&id).map_or(Some(Restarts::default()), |bytes| decode_restarts(bytes));
             let restarts = counted.ok_or_else(|| self.damaged("a count of restarts cannot be read"))?;
-            kept.insert(id, KeptAlloc { told, reported: reported.transpose()?, restarts });
+            let life = lives.get(&id).map_or(Some(Life::default()), |bytes| serde_json::from_slice(bytes).ok());
+            let life = life.ok_or_else(|| self.damaged("what an allocation did cannot be read"))?;
+            let running_since = Timestamp(life.running_since);
+            let memory = Memory { restarts, running_since, restarting: life.restarting };
+            kept.insert(id, KeptAlloc { told, reported: reported.transpose()?, memory });
         }
         Ok(kept)
     }
@@ -133,15 +147,17 @@ impl Store {
         })
     }
 
-    /// A report and the count that belongs to it, together or not at all.
-    pub fn keep_reports(&self, reports: &[(AllocUpdate, Restarts)]) -> Result<(), StoreError> {
+    /// A report and the memory that belongs to it, together or not at all.
+    pub fn keep_reports(&self, reports: &[(AllocUpdate, Memory)]) -> Result<(), StoreError> {
         self.write(|tables| {
             let (mut reported, mut restarts) = (tables.open_table(REPORTED)?, tables.open_table(RESTARTS)?);
-            for (update, counted) in reports {
+            let mut lives = tables.open_table(LIVES)?;
+            for (update, memory) in reports {
                 let bytes = pb::AgentMessage::from(AgentMessage::Allocs(vec![update.clone()])).encode_to_vec();
                 let key = &update.alloc_id.0.as_bytes()[..];
                 reported.insert(key, &sealed(&bytes)[..])?;
-                restarts.insert(key, &sealed(&encode_restarts(counted))[..])?;
+                restarts.insert(key, &sealed(&encode_restarts(&memory.restarts))[..])?;
+                lives.insert(key, &sealed(&Life::of(memory).encode())[..])?;
             }
             Ok(())
         })
@@ -152,13 +168,14 @@ impl Store {
             tables.open_table(TOLD)?.remove(&id.0.as_bytes()[..])?;
             tables.open_table(REPORTED)?.remove(&id.0.as_bytes()[..])?;
             tables.open_table(RESTARTS)?.remove(&id.0.as_bytes()[..])?;
+            tables.open_table(LIVES)?.remove(&id.0.as_bytes()[..])?;
             Ok(())
         })
     }
 
     pub fn forget_all(&self) -> Result<(), StoreError> {
         self.write(|tables| {
-            for table in [TOLD, REPORTED, RESTARTS] {
+            for table in [TOLD, REPORTED, RESTARTS, LIVES] {
                 tables.delete_table(table)?;
                 tables.open_table(table)?;
             }
@@ -261,6 +278,25 @@ fn decode_reported(bytes: &[u8]) -> Option<AllocUpdate> {
     }
 }
 
+/// As JSON; unknown fields of a newer release are left alone.
+#[derive(Default, Serialize, Deserialize)]
+struct Life {
+    #[serde(default)]
+    running_since: u64,
+    #[serde(default)]
+    restarting: bool,
+}
+
+impl Life {
+    fn of(memory: &Memory) -> Self {
+        Self { running_since: memory.running_since.0, restarting: memory.restarting }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a number and a truth value are JSON")
+    }
+}
+
 fn encode_restarts(restarts: &Restarts) -> Vec<u8> {
     let plain = |count: &RestartCount| (count.ends, count.interval_from.0, count.due.0);
     let plain: BTreeMap<&str, _> = restarts.iter().map(|(task, count)| (task.as_str(), plain(count))).collect();
@@ -315,13 +351,14 @@ mod tests {
             "web".to_owned(),
             RestartCount { ends: 2, interval_from: Timestamp(7), due: Timestamp(9) },
         )]);
-        store.keep_reports(&[(report(one.id), restarts.clone())]).unwrap();
+        let memory = Memory { restarts, running_since: Timestamp(5), restarting: true };
+        store.keep_reports(&[(report(one.id), memory.clone())]).unwrap();
         drop(store);
         let store = Store::open(&path).unwrap();
         assert_eq!((store.node_id(8).unwrap(), store.next_epoch().unwrap()), (id, Epoch(2)));
         let expect = [
-            (one.id, KeptAlloc { told: one.clone(), reported: Some(report(one.id)), restarts }),
-            (two.id, KeptAlloc { told: two.clone(), reported: None, restarts: Restarts::default() }),
+            (one.id, KeptAlloc { told: one.clone(), reported: Some(report(one.id)), memory }),
+            (two.id, KeptAlloc { told: two.clone(), reported: None, memory: Memory::default() }),
         ];
         assert_eq!(store.allocs().unwrap(), BTreeMap::from(expect));
         store.forget(one.id).unwrap();
@@ -330,6 +367,14 @@ mod tests {
         drop(store);
         let store = Store::open_existing(&path).unwrap();
         assert_eq!((store.allocs().unwrap(), store.node_id(9).unwrap()), (BTreeMap::new(), id));
+    }
+
+    #[test]
+    fn a_new_start_of_the_machine_is_told_from_one_of_the_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("state.redb")).unwrap();
+        let told = ["one", "one", "two", "two"].map(|boot| store.note_boot(boot).unwrap());
+        assert_eq!(told, [false, false, true, false]);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 mod fixtures;
 
 use agent::allocs::{Allocs, Reports, Shell};
+use agent::checks::CheckPool;
 use agent::datadir::DataDir;
 use agent::datapath::{DataPath, Place};
 use agent::entropy::Jitter;
@@ -113,7 +114,11 @@ impl Bench {
                 drivers: vec![Box::new(RawExec { enabled: true })],
                 data_path: Arc::new(HostOnly),
                 drain_grace: Duration::from_millis(100),
+                kill_timeout_max: Duration::from_secs(30),
                 jitter: Jitter::seeded(1),
+                checks: CheckPool::start(),
+                launches: Shell::launches(),
+                rebooted: false,
             };
             Allocs::start(shell, store).await.unwrap()
         });
@@ -292,8 +297,8 @@ fn an_end_is_written_down_before_its_supervisor_is_let_go(bench: &Bench) {
     let kept = Store::open(&bench.data.state_file()).unwrap().allocs().unwrap().remove(&alloc.id).unwrap();
     let events = &kept.reported.unwrap().task_states["server"].events;
     assert!(events.iter().any(|event| event.message.contains("Exit Code: 7")), "{events:?}");
-    assert_eq!(kept.restarts["server"].ends, 1);
-    assert!(kept.restarts["server"].due.0 > 0);
+    assert_eq!(kept.memory.restarts["server"].ends, 1);
+    assert!(kept.memory.restarts["server"].due.0 > 0);
 
     let agent = bench.agent();
     agent.settle(Duration::from_millis(500));

@@ -7,7 +7,7 @@
 use crate::alloc::AllocUpdate;
 use crate::deployment::DeploymentUpdate;
 use crate::eval::{Evaluation, Plan};
-use crate::ids::{Epoch, Index, JobId, NodeId, ServerId};
+use crate::ids::{AllocId, Epoch, Index, JobId, NodeId, ServerId};
 use crate::image::CatalogImage;
 use crate::job::Job;
 use crate::node::{Drain, Eligibility, Node, NodeStatus};
@@ -83,6 +83,11 @@ pub enum Command {
         evals: Vec<Evaluation>,
     },
     UpsertEvals(Vec<Evaluation>),
+    /// Somebody wants these allocations stopped; the evaluations place others. Since level 2.
+    StopAllocs {
+        alloc_ids: Vec<AllocId>,
+        evals: Vec<Evaluation>,
+    },
     SetFeatureLevel {
         level: u32,
     },
@@ -128,6 +133,7 @@ impl Command {
     pub fn feature_level(&self) -> u32 {
         match self {
             Command::JudgeNode { .. }
+            | Command::StopAllocs { .. }
             | Command::ChangeKv(_)
             | Command::ChangeVariable(_)
             | Command::SetAutopilot { .. } => 2,

@@ -15,6 +15,7 @@ pub mod pb {
     tonic::include_proto!("meshctl.v1");
 }
 
+pub mod actions;
 pub mod command;
 mod convert;
 pub mod nomad;

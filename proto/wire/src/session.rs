@@ -8,6 +8,7 @@
 //!                    <-     Allocations, Routing (whole, newest wins), ReadLogs, CancelLogs
 //! ```
 
+use crate::actions::{self, AllocAnswer, AllocRequest, ExecInput, ExecOutput, ExecRequest};
 use crate::convert::scalar::FromUuid;
 use crate::convert::{
     At, ConvertError, Result, ToModel, ToPb, all, enum_pairs, enumeration, from_alloc_set, list, optional, present,
@@ -32,9 +33,19 @@ pub enum AgentMessage {
         eof: bool,
         error: Option<String>,
     },
-    /// The peers that this node probes and that do not answer. To servers of feature level 2 and above.
+    /// What this node knows of the peers that it probes. To servers of feature level 2 and above.
     Probes {
+        answering: Vec<NodeId>,
         unreachable: Vec<NodeId>,
+    },
+    /// To an [`ServerMessage::Ask`].
+    Answer {
+        request_id: u64,
+        answer: AllocAnswer,
+    },
+    ExecOutput {
+        request_id: u64,
+        output: ExecOutput,
     },
 }
 
@@ -54,6 +65,8 @@ pub enum ServerMessage {
         feature_level: u32,
         heartbeat_interval: Duration,
         servers: Vec<SocketAddr>,
+        /// What the server itself speaks, whatever the cluster does.
+        server_level: u32,
     },
     NotLeader {
         leader: Option<SocketAddr>,
@@ -87,6 +100,19 @@ pub enum ServerMessage {
         /// New, or different from before.
         allocs: Vec<Allocation>,
         gone: Vec<AllocId>,
+    },
+    Ask {
+        request_id: u64,
+        request: AllocRequest,
+    },
+    /// Runs a program inside a task; what it is fed follows.
+    Exec {
+        request_id: u64,
+        request: ExecRequest,
+    },
+    ExecInput {
+        request_id: u64,
+        input: ExecInput,
     },
 }
 
@@ -140,9 +166,12 @@ impl TryFrom<pb::AgentMessage> for AgentMessage {
             PbAgent::LogChunk(pb::SessionLogChunk { request_id, data, eof, error }) => {
                 AgentMessage::LogChunk { request_id, data, eof, error }
             }
-            PbAgent::Probes(report) => {
-                AgentMessage::Probes { unreachable: uuids(&report.unreachable, "probes.unreachable")? }
-            }
+            PbAgent::Answer(answer) => from_answer(answer).at("answer")?,
+            PbAgent::ExecOutput(sent) => from_exec_output(sent).at("exec_output")?,
+            PbAgent::Probes(report) => AgentMessage::Probes {
+                answering: uuids(&report.answering, "probes.answering")?,
+                unreachable: uuids(&report.unreachable, "probes.unreachable")?,
+            },
         })
     }
 }
@@ -151,9 +180,17 @@ fn to_agent_message(message: &AgentMessage) -> PbAgent {
     match message {
         AgentMessage::Hello(hello) => PbAgent::Hello(hello.to_pb()),
         AgentMessage::Heartbeat => PbAgent::Heartbeat(pb::Heartbeat {}),
-        AgentMessage::Probes { unreachable } => {
-            PbAgent::Probes(pb::ProbeReport { unreachable: unreachable.iter().map(|id| to_uuid(id.0)).collect() })
+        AgentMessage::Answer { request_id, answer } => PbAgent::Answer(pb::SessionAllocAnswer {
+            request_id: *request_id,
+            answer: Some(actions::answer_to_pb(answer)),
+        }),
+        AgentMessage::ExecOutput { request_id, output } => {
+            PbAgent::ExecOutput(pb::SessionExecOutput { request_id: *request_id, output: Some(output.clone().into()) })
         }
+        AgentMessage::Probes { answering, unreachable } => PbAgent::Probes(pb::ProbeReport {
+            unreachable: unreachable.iter().map(|id| to_uuid(id.0)).collect(),
+            answering: answering.iter().map(|id| to_uuid(id.0)).collect(),
+        }),
         AgentMessage::Allocs(updates) => PbAgent::Allocs(pb::AllocReport { updates: all(updates) }),
         AgentMessage::LogChunk { request_id, data, eof, error } => PbAgent::LogChunk(pb::SessionLogChunk {
             request_id: *request_id,
@@ -212,17 +249,32 @@ impl TryFrom<pb::ServerMessage> for ServerMessage {
             PbServer::RoutingDelta(delta) => ServerMessage::RoutingDelta(delta.to_model().at("routing_delta")?),
             PbServer::AllocationsDelta(delta) => from_delta(delta).at("allocations_delta")?,
             PbServer::CancelLogs(cancel) => ServerMessage::CancelLogs { request_id: cancel.request_id },
+            PbServer::Ask(ask) => ServerMessage::Ask {
+                request_id: ask.request_id,
+                request: present(ask.request, "request").and_then(AllocRequest::try_from).at("ask")?,
+            },
+            PbServer::Exec(exec) => ServerMessage::Exec {
+                request_id: exec.request_id,
+                request: present(exec.request, "request").and_then(ExecRequest::try_from).at("exec")?,
+            },
+            PbServer::ExecInput(sent) => ServerMessage::ExecInput {
+                request_id: sent.request_id,
+                input: present(sent.input, "input").and_then(ExecInput::try_from).at("exec_input")?,
+            },
         })
     }
 }
 
 fn to_server_message(message: &ServerMessage) -> PbServer {
     match message {
-        ServerMessage::Welcome { feature_level, heartbeat_interval, servers } => PbServer::Welcome(pb::Welcome {
-            feature_level: *feature_level,
-            heartbeat_interval: Some(to_span(*heartbeat_interval)),
-            servers: all(servers),
-        }),
+        ServerMessage::Welcome { feature_level, heartbeat_interval, servers, server_level } => {
+            PbServer::Welcome(pb::Welcome {
+                feature_level: *feature_level,
+                heartbeat_interval: Some(to_span(*heartbeat_interval)),
+                servers: all(servers),
+                server_level: *server_level,
+            })
+        }
         ServerMessage::NotLeader { leader } => {
             PbServer::NotLeader(pb::NotLeader { leader: leader.as_ref().map(ToPb::to_pb) })
         }
@@ -246,7 +298,26 @@ fn to_server_message(message: &ServerMessage) -> PbServer {
             })
         }
         ServerMessage::CancelLogs { request_id } => PbServer::CancelLogs(pb::CancelLogs { request_id: *request_id }),
+        ServerMessage::Ask { request_id, request } => {
+            PbServer::Ask(pb::SessionAllocRequest { request_id: *request_id, request: Some(request.into()) })
+        }
+        ServerMessage::Exec { request_id, request } => {
+            PbServer::Exec(pb::SessionExec { request_id: *request_id, request: Some(request.into()) })
+        }
+        ServerMessage::ExecInput { request_id, input } => {
+            PbServer::ExecInput(pb::SessionExecInput { request_id: *request_id, input: Some(input.clone().into()) })
+        }
     }
+}
+
+fn from_answer(sent: pb::SessionAllocAnswer) -> Result<AgentMessage> {
+    let answer = actions::answer_from_pb(present(sent.answer, "answer")?)?;
+    Ok(AgentMessage::Answer { request_id: sent.request_id, answer })
+}
+
+fn from_exec_output(sent: pb::SessionExecOutput) -> Result<AgentMessage> {
+    let output = ExecOutput::try_from(present(sent.output, "output")?)?;
+    Ok(AgentMessage::ExecOutput { request_id: sent.request_id, output })
 }
 
 fn from_welcome(welcome: pb::Welcome) -> Result<ServerMessage> {
@@ -254,6 +325,7 @@ fn from_welcome(welcome: pb::Welcome) -> Result<ServerMessage> {
         feature_level: welcome.feature_level,
         heartbeat_interval: span(welcome.heartbeat_interval, "heartbeat_interval")?,
         servers: list(welcome.servers, "servers")?,
+        server_level: welcome.server_level.max(1),
     })
 }
 

@@ -1,6 +1,7 @@
 //! The HTTP API: Nomad's routes and JSON, on loopback only. Handlers read a catalog snapshot or propose a command; what
 //! is known but not built says so with 501.
 
+mod allocs;
 mod answer;
 mod changes;
 mod events;
@@ -11,6 +12,7 @@ mod options;
 mod rollouts;
 mod snapshot;
 mod state;
+mod store;
 mod unbuilt;
 
 use crate::backup::SNAPSHOT_BYTES_MAX;
@@ -55,6 +57,17 @@ pub(crate) fn router(member: Arc<Member>) -> Router {
         .route("/v1/deployment/allocation-health/{id}", post(rollouts::set_health).put(rollouts::set_health))
         .route("/v1/allocations", get(state::allocations))
         .route("/v1/allocation/{id}", get(state::allocation))
+        .route("/v1/allocation/{id}/stop", post(allocs::stop).put(allocs::stop))
+        .route("/v1/allocation/{id}/checks", get(allocs::checks))
+        .route("/v1/client/allocation/{id}/restart", post(allocs::restart).put(allocs::restart))
+        .route("/v1/client/allocation/{id}/signal", post(allocs::signal).put(allocs::signal))
+        .route("/v1/client/allocation/{id}/stats", get(allocs::stats))
+        .route("/v1/client/allocation/{id}/gc", get(allocs::collect_garbage))
+        .route("/v1/client/allocation/{id}/checks", get(allocs::checks))
+        .route(
+            "/v1/client/allocation/{id}/check/{service}/{check}",
+            post(allocs::set_check).put(allocs::set_check),
+        )
         .route("/v1/nodes", get(state::nodes))
         .route("/v1/node/{id}", get(state::node))
         .route("/v1/node/{id}/allocations", get(state::node_allocations))
@@ -82,6 +95,13 @@ pub(crate) fn router(member: Arc<Member>) -> Router {
         .route(
             "/v1/operator/raft/transfer-leadership",
             put(operator::transfer_leadership).post(operator::transfer_leadership),
+        )
+        .route("/v1/kv/", get(store::keys).delete(store::delete_all_keys))
+        .route("/v1/kv/{*key}", get(store::key).put(store::set_key).delete(store::delete_key))
+        .route("/v1/vars", get(store::variables))
+        .route(
+            "/v1/var/{*path}",
+            get(store::variable).put(store::set_variable).post(store::set_variable).delete(store::delete_variable),
         )
         .route("/v1/metrics", get(operator::metrics))
         .route("/v1/mesh/tokens", post(operator::create_token).put(operator::create_token))

@@ -5,7 +5,7 @@ use super::answer::HttpError;
 use axum::http::Method;
 
 /// `*` is one segment, a trailing `**` any number of them.
-const KNOWN: [&str; 56] = [
+const KNOWN: [&str; 51] = [
     "jobs/statuses",
     "job/*/evaluate",
     "job/*/dispatch",
@@ -14,9 +14,7 @@ const KNOWN: [&str; 56] = [
     "job/*/submission",
     "job/*/services",
     "job/*/actions",
-    "allocation/*/stop",
     "allocation/*/services",
-    "allocation/*/checks",
     "client/allocation/**",
     "client/fs/ls/**",
     "client/fs/stat/**",
@@ -33,7 +31,6 @@ const KNOWN: [&str; 56] = [
     "evaluations/count",
     "deployment/unblock/*",
     "service/*/*",
-    "operator/autopilot/**",
     "operator/scheduler/configuration",
     "operator/keyring/**",
     "agent/servers",
@@ -52,8 +49,6 @@ const KNOWN: [&str; 56] = [
     "namespaces",
     "namespace",
     "namespace/**",
-    "vars",
-    "var/**",
     "acl/**",
     "scaling/policies",
     "scaling/policy/**",
@@ -94,7 +89,7 @@ mod tests {
     #[test]
     fn known_routes_are_told_from_unknown_ones() {
         for path in
-            ["/v1/job/web/dispatch", "/v1/volumes", "/v1/var/a/b/c", "/v1/client/allocation/x/stats", "/v1/namespaces/"]
+            ["/v1/job/web/dispatch", "/v1/volumes", "/v1/acl/a/b/c", "/v1/client/allocation/x/stats", "/v1/namespaces/"]
         {
             assert!(is_known(path), "{path}");
         }

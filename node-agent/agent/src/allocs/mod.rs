@@ -5,32 +5,50 @@
 //!  session <--watch of all reports--- manager <-report-  runner <--ends---
 //! ```
 
+mod actions;
 #[cfg(test)]
 pub mod fixtures;
+mod health;
+mod launch;
+mod leaks;
+mod lifecycle;
 mod machine;
 mod reconcile;
 mod restart;
 mod runner;
+mod usage;
 
-pub use machine::{CHECK_OUTPUT_BYTES_MAX, CheckPlan};
+pub use health::CHECK_OUTPUT_BYTES_MAX;
+pub use machine::{CheckPlan, Memory};
 pub use restart::RestartCount;
 pub use runner::{now, report};
 
+use crate::checks::CheckPool;
 use crate::datadir::DataDir;
 use crate::datapath::DataPath;
 use crate::entropy::Jitter;
 use crate::store::{KeptAlloc, Store, StoreError};
+use actions::Asked;
 use drivers::{Driver, Launcher};
 use machine::Machine;
 use model::{AllocId, AllocUpdate, Allocation, ClientStatus, DesiredStatus, Generation, Node, TaskPhase, TaskState};
 use reconcile::{Action, Held};
-use runner::Report;
+use runner::{Order, Report};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use wire::actions::{AllocAction, AllocAnswer, AllocRefusal, AllocRequest};
+
+/// How often what nobody owns is looked for.
+const LEAK_CHECK_EVERY: Duration = Duration::from_secs(60);
+/// How often it is looked at whether the servers have been away for too long.
+const CONTACT_CHECK_EVERY: Duration = Duration::from_secs(1);
+/// Tasks that start at the same time; each start forks and waits for a disk.
+const LAUNCHES_MAX: usize = 32;
 
 /// Directories of ended allocations that are kept for their logs, newest first.
 const ENDED_KEPT_MAX: usize = 50;
@@ -43,10 +61,21 @@ pub struct Shell {
     pub drivers: Vec<Box<dyn Driver>>,
     pub data_path: Arc<dyn DataPath>,
     pub drain_grace: Duration,
+    /// No task gets longer from its kill signal to SIGKILL, whatever its job says.
+    pub kill_timeout_max: Duration,
     pub jitter: Jitter,
+    pub checks: CheckPool,
+    pub launches: Arc<Semaphore>,
+    /// The machine was started anew since this agent ran last: what it ran is gone through no fault of its own.
+    pub rebooted: bool,
 }
 
 impl Shell {
+    pub fn launches() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(LAUNCHES_MAX))
+    }
+
+
     pub fn driver(&self, name: &str) -> Option<&dyn Driver> {
         self.drivers.iter().find(|driver| driver.name() == name).map(|driver| &**driver)
     }
@@ -59,6 +88,8 @@ pub type Reports = Arc<BTreeMap<AllocId, Arc<AllocUpdate>>>;
 #[derive(Clone)]
 pub struct Allocs {
     pushes: mpsc::Sender<Push>,
+    asks: mpsc::Sender<(AllocId, Asked)>,
+    contact: watch::Sender<bool>,
     reports: watch::Receiver<Reports>,
     /// Manager and runners end with the last clone of this.
     _work: Arc<JoinSet<()>>,
@@ -74,6 +105,8 @@ impl Allocs {
     pub async fn start(shell: Shell, store: Store) -> Result<Self, StoreError> {
         let kept = blocking(&store, |store| store.allocs()).await?;
         let (pushes_to, pushes) = mpsc::channel(4);
+        let (asks_to, asks) = mpsc::channel(64);
+        let (contact_to, contact) = watch::channel(false);
         let (reports_to, reports_from) = mpsc::channel(256);
         let (published, reports) = watch::channel(Reports::default());
         let shell = Arc::new(shell);
@@ -84,6 +117,9 @@ impl Allocs {
             generation: Generation(0),
             published,
             pushes,
+            asks,
+            contact,
+            contact_lost_at: Instant::now(),
             reports_from,
             reports_to,
             runners: JoinSet::new(),
@@ -91,7 +127,7 @@ impl Allocs {
         manager.take_over(kept).await;
         let mut work = JoinSet::new();
         work.spawn(manager.run());
-        Ok(Self { pushes: pushes_to, reports, _work: Arc::new(work) })
+        Ok(Self { pushes: pushes_to, asks: asks_to, contact: contact_to, reports, _work: Arc::new(work) })
     }
 
     /// All allocations of the node as the servers see them at `generation`; older generations are refused.
@@ -102,13 +138,35 @@ impl Allocs {
     pub fn reports(&self) -> watch::Receiver<Reports> {
         self.reports.clone()
     }
+
+    /// Whether this node has a session with a server now; groups may have asked to be stopped when it has none for long.
+    pub fn set_contact(&self, connected: bool) {
+        self.contact.send_replace(connected);
+    }
+
+    pub async fn ask(&self, request: AllocRequest) -> AllocAnswer {
+        let AllocRequest { alloc_id, action } = request;
+        self.put(alloc_id, |reply| Asked::Action { action, reply }).await?
+    }
+
+    /// The supervisor of the named task, or of the only one that runs.
+    pub async fn task(&self, alloc_id: AllocId, task: Option<String>) -> Result<drivers::TaskHandle, AllocRefusal> {
+        self.put(alloc_id, |reply| Asked::Handle { task, reply }).await?
+    }
+
+    async fn put<T>(&self, id: AllocId, ask: impl FnOnce(oneshot::Sender<T>) -> Asked) -> Result<T, AllocRefusal> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || AllocRefusal::not_found(format!("allocation {id} is not on this node, or has ended"));
+        self.asks.send((id, ask(reply))).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())
+    }
 }
 
 struct Entry {
     held: Held,
     report: Arc<AllocUpdate>,
     /// `None` for what had ended before this start of the agent.
-    runner: Option<mpsc::UnboundedSender<Allocation>>,
+    runner: Option<mpsc::UnboundedSender<Order>>,
     /// The servers do not know it: nobody waits for the news of its end.
     unlisted: bool,
 }
@@ -120,6 +178,9 @@ struct Manager {
     generation: Generation,
     published: watch::Sender<Reports>,
     pushes: mpsc::Receiver<Push>,
+    asks: mpsc::Receiver<(AllocId, Asked)>,
+    contact: watch::Receiver<bool>,
+    contact_lost_at: Instant,
     reports_from: mpsc::Receiver<Report>,
     reports_to: mpsc::Sender<Report>,
     runners: JoinSet<()>,
@@ -128,10 +189,21 @@ struct Manager {
 impl Manager {
     async fn run(mut self) {
         let mut batch = Vec::new();
+        let mut leak_checks = every(LEAK_CHECK_EVERY);
+        let mut contact_checks = every(CONTACT_CHECK_EVERY);
         loop {
             tokio::select! {
                 Some(push) = self.pushes.recv() => self.on_push(push).await,
+                Some((id, asked)) = self.asks.recv() => {
+                    self.on_asked(id, asked).await;
+                    continue;
+                }
                 Some(_) = self.runners.join_next() => continue,
+                _ = leak_checks.tick() => {
+                    self.clear_leaks().await;
+                    continue;
+                }
+                _ = contact_checks.tick() => self.stop_disconnected().await,
                 count = self.reports_from.recv_many(&mut batch, 64) => match count {
                     0 => return,
                     _ => self.on_reports(std::mem::take(&mut batch)).await,
@@ -139,6 +211,62 @@ impl Manager {
                 else => return,
             }
             self.publish();
+        }
+    }
+
+    async fn on_asked(&mut self, id: AllocId, asked: Asked) {
+        let entry = self.entries.get(&id);
+        match (entry.filter(|entry| !entry.held.ended).and_then(|entry| entry.runner.as_ref()), asked) {
+            (Some(runner), asked) => drop(runner.send(Order::Asked(asked))),
+            (None, Asked::Action { action: AllocAction::CollectGarbage, reply }) => {
+                let _ = reply.send(self.collect_garbage(id).await);
+            }
+            // Dropping the question answers it.
+            (None, _) => {}
+        }
+    }
+
+    async fn collect_garbage(&self, id: AllocId) -> AllocAnswer {
+        let directory = self.shell.data.alloc(id);
+        let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(directory)).await;
+        match removed.map_err(std::io::Error::other).flatten() {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(AllocRefusal::failed(format!("its directory cannot be removed: {error}")))
+            }
+            Err(_) if !self.entries.contains_key(&id) => {
+                Err(AllocRefusal::not_found(format!("allocation {id} is not on this node")))
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Removes what no allocation of this node owns, and says so.
+    async fn clear_leaks(&self) {
+        let living = self.entries.iter().filter(|(_, entry)| !entry.held.ended).map(|(id, _)| *id).collect();
+        let known = self.entries.keys().copied().collect();
+        for line in leaks::clear(&self.shell, &known, &living).await {
+            tracing::warn!(line, "removed what no allocation owns");
+        }
+    }
+
+    /// Groups that are not to run unwatched stop by themselves when no server was reached for as long as they say.
+    async fn stop_disconnected(&mut self) {
+        if *self.contact.borrow_and_update() {
+            self.contact_lost_at = Instant::now();
+            return;
+        }
+        let away = self.contact_lost_at.elapsed();
+        let overdue = |entry: &Entry| {
+            let limit = entry.held.told.task_group().and_then(|group| group.disconnect.stop_on_client_after);
+            let runs = !entry.held.ended && entry.held.told.desired == DesiredStatus::Run;
+            runs && limit.is_some_and(|limit| away >= limit)
+        };
+        let due: Vec<Allocation> =
+            self.entries.values().filter(|entry| overdue(entry)).map(|entry| entry.held.told.clone()).collect();
+        for mut told in due {
+            told.desired = DesiredStatus::Stop;
+            told.desired_description = "the node reached no server for stop_on_client_after".to_owned();
+            self.tell(told).await;
         }
     }
 
@@ -152,14 +280,11 @@ impl Manager {
             self.entries.insert(id, Entry { held, report, runner, unlisted: false });
         }
         self.publish();
-        let live = self.entries.iter().filter(|(_, entry)| !entry.held.ended).map(|(id, _)| *id).collect();
-        if let Err(error) = self.shell.data_path.retain(live).await {
-            tracing::warn!(error, "networks of ended allocations could not be removed");
-        }
+        self.clear_leaks().await;
         self.clear_directories().await;
     }
 
-    fn run_machine(&mut self, machine: Machine) -> mpsc::UnboundedSender<Allocation> {
+    fn run_machine(&mut self, machine: Machine) -> mpsc::UnboundedSender<Order> {
         let (life, told) = runner::new(Arc::clone(&self.shell), machine, self.reports_to.clone());
         self.runners.spawn(life);
         told
@@ -168,7 +293,7 @@ impl Manager {
     fn machine(&self, kept: &KeptAlloc) -> Machine {
         let (told, address, grace) = (kept.told.clone(), self.shell.node.address, self.shell.drain_grace);
         match kept.reported.clone() {
-            Some(last) => Machine::restore(told, last, &kept.restarts, address, grace),
+            Some(last) => Machine::restore(told, last, &kept.memory, address, grace),
             None => Machine::new(told, address, grace, now()),
         }
     }
@@ -216,7 +341,7 @@ impl Manager {
         let Some(entry) = self.entries.get_mut(&alloc.id) else { return };
         entry.held.told = alloc.clone();
         entry.unlisted = false;
-        entry.runner.iter().for_each(|runner| drop(runner.send(alloc.clone())));
+        entry.runner.iter().for_each(|runner| drop(runner.send(Order::Told(Box::new(alloc.clone())))));
     }
 
     async fn stop_unlisted(&mut self, id: AllocId) {
@@ -264,7 +389,7 @@ impl Manager {
     /// Gives the news back, and who waits for them to be on disk: nobody any more when they are not.
     async fn keep_reports(&self, reports: Vec<Report>) -> (Vec<AllocUpdate>, Vec<oneshot::Sender<()>>) {
         let (kept, mut waiting): (Vec<_>, Vec<_>) =
-            reports.into_iter().map(|report| ((report.update, report.restarts), report.stored)).unzip();
+            reports.into_iter().map(|report| ((report.update, report.memory), report.stored)).unzip();
         let updates = kept.iter().map(|(update, _)| update.clone()).collect();
         if let Err(error) = blocking(&self.store, move |store| store.keep_reports(&kept)).await {
             tracing::error!(
@@ -299,6 +424,13 @@ impl Manager {
             tracing::warn!(%error, "directories of ended allocations could not be removed");
         }
     }
+}
+
+fn every(period: Duration) -> tokio::time::Interval {
+    let mut interval = interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval.reset();
+    interval
 }
 
 fn clear_directories(root: &std::path::Path, known: &BTreeSet<String>) -> std::io::Result<()> {

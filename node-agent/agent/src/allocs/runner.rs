@@ -4,12 +4,14 @@
 //! start finds them.
 
 use super::Shell;
-use super::machine::{Action, Event, Expected, Machine};
-use super::restart::RestartCount;
+use super::actions::Asked;
+use super::launch::{Failure, Job};
+use super::machine::{Action, Event, Expected, Machine, Memory};
+use super::usage::Meter;
 use crate::checks::{CheckResult, RunningCheck};
 use crate::datapath::Place;
 use crate::entropy::Jitter;
-use drivers::{Directories, HandleError, Launch, Phase, StartError, TaskHandle};
+use drivers::{Directories, HandleError, Outcome, Phase, TaskHandle};
 use model::{AllocUpdate, Allocation, DesiredStatus, NetworkMode, Task, Timestamp};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
@@ -27,13 +29,14 @@ const SET_UP_RETRY: Duration = Duration::from_millis(250);
 /// Between the last task's end and the removal of its network: FINs, RSTs and the answers to them still pass.
 const LINGER: Duration = Duration::from_secs(3);
 
+const DEFAULT_KILL_TIMEOUT: Duration = Duration::from_secs(5);
 const WAIT_RETRY: Duration = Duration::from_millis(500);
 const STORE_RETRY: Duration = Duration::from_secs(1);
 
 /// The news of an allocation, as it is to be written down.
 pub struct Report {
     pub update: AllocUpdate,
-    pub restarts: BTreeMap<String, RestartCount>,
+    pub memory: Memory,
     /// Told once all of it is on disk; dropped when it could not be written.
     pub stored: oneshot::Sender<()>,
 }
@@ -43,14 +46,20 @@ pub fn now() -> Timestamp {
     Timestamp(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }
 
-/// The allocation's life, and where to send what the servers say of it from now on. Dropping the life lets go of everything
-/// without touching it.
+/// What reaches a runner from outside.
+pub enum Order {
+    /// What the servers say of the allocation from now on.
+    Told(Box<Allocation>),
+    Asked(Asked),
+}
+
+/// The allocation's life, and where to send orders. Dropping the life lets go of everything without touching it.
 pub fn new(
     shell: Arc<Shell>,
     machine: Machine,
     reports: mpsc::Sender<Report>,
-) -> (impl Future<Output = ()> + Send + 'static, mpsc::UnboundedSender<Allocation>) {
-    let (told_to, told) = mpsc::unbounded_channel();
+) -> (impl Future<Output = ()> + Send + 'static, mpsc::UnboundedSender<Order>) {
+    let (orders_to, orders) = mpsc::unbounded_channel();
     let (outbox, inbox) = mpsc::channel(64);
     let (check_results_to, check_results) = mpsc::channel(64);
     let jitter = shell.jitter.fork(machine.told().id.0.as_u128());
@@ -62,48 +71,53 @@ pub fn new(
         set_up: None,
         work: JoinSet::new(),
         handles: BTreeMap::new(),
+        starting: BTreeMap::new(),
         sought: BTreeSet::new(),
         doomed: BTreeSet::new(),
         checks: BTreeMap::new(),
-        check_runs: 0,
+        meters: BTreeMap::new(),
         reported: None,
         stored: None,
         reports,
-        told,
+        orders,
         inbox,
         outbox,
         check_results,
         check_results_to,
     };
-    (runner.run(), told_to)
+    (runner.run(), orders_to)
 }
 
 enum Note {
     Event(Event),
     SetUp(Place),
-    Ended { task: String, how: String },
+    Launched { task: String, launched: Result<TaskHandle, Failure> },
+    Ended { task: String, how: String, success: bool },
     Found { task: String, found: Result<Option<Found>, HandleError> },
     TornDown,
 }
 
-struct Runner {
-    shell: Arc<Shell>,
-    machine: Machine,
+pub(super) struct Runner {
+    pub(super) shell: Arc<Shell>,
+    pub(super) machine: Machine,
     jitter: Jitter,
     place: Place,
     set_up: Option<AbortHandle>,
-    work: JoinSet<()>,
-    handles: BTreeMap<String, TaskHandle>,
-    /// Tasks whose supervisors did not answer; and those of them that are to be killed once they do.
+    pub(super) work: JoinSet<()>,
+    pub(super) handles: BTreeMap<String, TaskHandle>,
+    /// Tasks on their way; dropping the sender gives the start up.
+    starting: BTreeMap<String, oneshot::Sender<()>>,
+    /// Tasks whose supervisors did not answer.
     sought: BTreeSet<String>,
+    /// Tasks that are to be killed once they are there.
     doomed: BTreeSet<String>,
-    checks: BTreeMap<String, RunningCheck>,
-    check_runs: u64,
-    reported: Option<AllocUpdate>,
+    pub(super) checks: BTreeMap<String, RunningCheck>,
+    pub(super) meters: BTreeMap<String, Meter>,
+    reported: Option<(AllocUpdate, Memory)>,
     /// Comes when the last report is on disk.
     stored: Option<oneshot::Receiver<()>>,
     reports: mpsc::Sender<Report>,
-    told: mpsc::UnboundedReceiver<Allocation>,
+    orders: mpsc::UnboundedReceiver<Order>,
     inbox: mpsc::Receiver<Note>,
     outbox: mpsc::Sender<Note>,
     check_results: mpsc::Receiver<CheckResult>,
@@ -121,13 +135,17 @@ impl Runner {
         }
         loop {
             tokio::select! {
-                Some(told) = self.told.recv() => self.apply(Event::Told(Box::new(told))).await,
+                Some(order) = self.orders.recv() => match order {
+                    Order::Told(told) => self.apply(Event::Told(told)).await,
+                    Order::Asked(asked) => self.on_asked(asked).await,
+                },
                 Some(result) = self.check_results.recv() => self.on_check(result).await,
                 Some(_) = self.work.join_next() => {}
                 Some(note) = self.inbox.recv() => match note {
                     Note::Event(event) => self.apply(event).await,
                     Note::SetUp(place) => self.on_set_up(place).await,
-                    Note::Ended { task, how } => self.on_ended(task, how).await,
+                    Note::Launched { task, launched } => self.on_launched(task, launched).await,
+                    Note::Ended { task, how, success } => self.on_ended(task, how, success).await,
                     Note::Found { task, found } => self.on_found(task, Expected::Running, found).await,
                     Note::TornDown => return,
                 },
@@ -135,16 +153,23 @@ impl Runner {
         }
     }
 
-    async fn apply(&mut self, event: Event) {
-        let mut events = VecDeque::from([event]);
-        while let Some(event) = events.pop_front() {
-            tracing::debug!(alloc = %self.machine.told().id, ?event);
-            let jitter = self.jitter.fraction();
-            let actions = self.machine.on_event(now(), jitter, event);
-            self.publish().await;
-            for action in actions {
-                tracing::info!(alloc = %self.machine.told().id, ?action);
-                events.extend(self.perform(action).await);
+    pub(super) async fn apply(&mut self, event: Event) {
+        tracing::debug!(alloc = %self.machine.told().id, ?event);
+        let jitter = self.jitter.fraction();
+        let actions = self.machine.on_event(now(), jitter, event);
+        self.follow(actions).await;
+    }
+
+    /// Performs, and takes in what that leads to at once.
+    pub(super) async fn follow(&mut self, actions: Vec<Action>) {
+        let mut left = VecDeque::from(actions);
+        self.publish().await;
+        while let Some(action) = left.pop_front() {
+            tracing::info!(alloc = %self.machine.told().id, ?action);
+            if let Some(event) = self.perform(action) {
+                let jitter = self.jitter.fraction();
+                left.extend(self.machine.on_event(now(), jitter, event));
+                self.publish().await;
             }
         }
         self.sync_checks();
@@ -152,9 +177,9 @@ impl Runner {
 
     /// Sends the state when it is another than before.
     async fn publish(&mut self) {
-        let report = self.machine.report();
-        if self.reported.as_ref() != Some(&report) {
-            self.reported = Some(report);
+        let news = (self.machine.report(), self.machine.memory());
+        if self.reported.as_ref() != Some(&news) {
+            self.reported = Some(news);
             self.send_report().await;
         }
     }
@@ -162,7 +187,7 @@ impl Runner {
     /// The manager is gone only when the agent ends.
     async fn send_report(&mut self) {
         let (stored, when_stored) = oneshot::channel();
-        let report = Report { update: self.machine.report(), restarts: self.machine.restart_counts(), stored };
+        let report = Report { update: self.machine.report(), memory: self.machine.memory(), stored };
         self.stored = self.reports.send(report).await.ok().map(|()| when_stored);
     }
 
@@ -176,12 +201,14 @@ impl Runner {
         }
     }
 
-    async fn perform(&mut self, action: Action) -> Option<Event> {
+    fn perform(&mut self, action: Action) -> Option<Event> {
         match action {
-            Action::Start { task } => Some(self.start(task).await),
+            Action::Start { task } => self.start(task),
             Action::RestartAfter { task, delay } => self.later(delay, Event::RestartDue { task }),
             Action::DrainFor(grace) => self.later(grace, Event::DrainOver),
+            Action::KillAfter { task, delay } => self.later(delay, Event::KillDue { task }),
             Action::Kill { task } => self.kill(task),
+            Action::LimitRun(left) => self.later(left, Event::RunTimeOver),
             Action::TearDown => self.tear_down(),
         }
     }
@@ -217,7 +244,8 @@ impl Runner {
         match found {
             Ok(Some(found)) => self.adopt(task, found).await,
             Ok(None) if expected == Expected::Perhaps => {}
-            Ok(None) => self.apply(Event::Ended { task, how: "ended while the agent was away".to_owned() }).await,
+            Ok(None) if self.shell.rebooted => self.apply(Event::Vanished { task }).await,
+            Ok(None) => self.on_ended(task, "ended while the agent was away".to_owned(), false).await,
             Err(error) => {
                 tracing::warn!(alloc = %self.machine.told().id, task, error = report(&error), "a task cannot be looked at; trying again");
                 self.seek(&task);
@@ -227,6 +255,10 @@ impl Runner {
     }
 
     async fn adopt(&mut self, task: String, found: Found) {
+        if found.lost && self.shell.rebooted {
+            self.apply(Event::Vanished { task: task.clone() }).await;
+            return self.clear_away(&task, found.handle).await;
+        }
         tracing::info!(alloc = %self.machine.told().id, task, "adopted a task that was there");
         self.watch(&task, found.handle);
         let doomed = self.doomed.remove(&task);
@@ -250,8 +282,8 @@ impl Runner {
         self.handles.insert(task.to_owned(), handle.clone());
         let task = task.to_owned();
         self.background(async move {
-            let how = end_of(&handle).await;
-            Note::Ended { task, how }
+            let (how, success) = end_of(&handle).await;
+            Note::Ended { task, how, success }
         });
     }
 
@@ -276,63 +308,82 @@ impl Runner {
         self.apply(Event::SetUp { address }).await;
     }
 
-    async fn start(&mut self, task: String) -> Event {
-        match self.try_start(&task).await {
-            Ok(()) => Event::Started { task },
-            Err(Failure::NotStarted { reason, fatal }) => Event::StartFailed { task, reason, fatal },
+    /// In the background: fetching a task's files may take minutes, and meanwhile the servers may change their mind.
+    fn start(&mut self, task: String) -> Option<Event> {
+        let (cancel, canceled) = oneshot::channel();
+        self.starting.insert(task.clone(), cancel);
+        let job = Job {
+            shell: Arc::clone(&self.shell),
+            told: self.machine.told().clone(),
+            task: task.clone(),
+            place: self.place.clone(),
+        };
+        let outbox = self.outbox.clone();
+        self.background(async move {
+            let tell = |event| {
+                let outbox = outbox.clone();
+                async move { drop(outbox.send(Note::Event(event)).await) }
+            };
+            let launched = job.run(canceled, tell).await;
+            Note::Launched { task, launched }
+        });
+        None
+    }
+
+    async fn on_launched(&mut self, task: String, launched: Result<TaskHandle, Failure>) {
+        self.starting.remove(&task);
+        match launched {
+            Ok(handle) => {
+                self.watch(&task, handle);
+                self.apply(Event::Started { task: task.clone() }).await;
+                if self.doomed.remove(&task) {
+                    self.kill(task);
+                }
+            }
             Err(Failure::Unknown(reason)) => {
                 tracing::warn!(alloc = %self.machine.told().id, task, reason, "it is not known whether a task started");
                 self.seek(&task);
-                Event::Unanswered { task }
+                self.apply(Event::Unanswered { task }).await;
+            }
+            Err(Failure::GivenUp) => {
+                self.doomed.remove(&task);
+                let how = "it was stopped before it started".to_owned();
+                self.apply(Event::Ended { task, how, success: false }).await;
+            }
+            Err(Failure::NotStarted { reason, fatal }) => {
+                self.doomed.remove(&task);
+                self.apply(Event::StartFailed { task, reason, fatal }).await;
             }
         }
     }
 
-    async fn try_start(&mut self, name: &str) -> Result<(), Failure> {
-        let told = self.machine.told().clone();
-        let task = task_of(&told, name).ok_or_else(|| Failure::fatal("the job has no such task any more"))?;
-        let root = self.shell.data.alloc(told.id);
-        let launch = Launch {
-            node: &self.shell.node,
-            alloc: &told,
-            task,
-            root: &root,
-            netns: self.place.netns.clone(),
-            address: self.place.address,
-            resolver: self.place.resolver,
-        };
-        let driver = self.shell.driver(task.driver.name());
-        let driver =
-            driver.ok_or_else(|| Failure::fatal(&format!("this node has no driver {}", task.driver.name())))?;
-        let spec = driver.prepare(&launch).map_err(|error| Failure::fatal(&error.to_string()))?;
-        let handle = self.shell.launcher.start(&spec).await.map_err(Failure::from)?;
-        self.watch(name, handle);
-        Ok(())
+    /// The supervisor keeps the end until it is in the agent's own memory.
+    async fn on_ended(&mut self, task: String, how: String, success: bool) {
+        let handle = self.handles.remove(&task);
+        self.meters.remove(&task);
+        self.apply(Event::Ended { task: task.clone(), how, success }).await;
+        if let Some(handle) = handle {
+            self.clear_away(&task, handle).await;
+        }
     }
 
-    /// The supervisor keeps the end until it is in the agent's own memory.
-    async fn on_ended(&mut self, task: String, how: String) {
-        let handle = self.handles.remove(&task);
-        self.apply(Event::Ended { task: task.clone(), how }).await;
+    async fn clear_away(&mut self, task: &str, handle: TaskHandle) {
         self.await_stored().await;
-        if let Some(handle) = handle
-            && let Err(error) = handle.forget().await
-        {
+        if let Err(error) = handle.forget().await {
             tracing::warn!(alloc = %self.machine.told().id, task, error = %report(&error), "an ended task cannot be cleared away");
         }
     }
 
     fn kill(&mut self, task: String) -> Option<Event> {
         let Some(handle) = self.handles.get(&task).cloned() else {
-            if self.sought.contains(&task) {
+            // Whatever of its start can be given up is.
+            if self.starting.remove(&task).is_some() || self.sought.contains(&task) || self.doomed.contains(&task) {
                 self.doomed.insert(task);
                 return None;
             }
-            return Some(Event::Ended { task, how: "it did not run".to_owned() });
+            return Some(Event::Ended { task, how: "it did not run".to_owned(), success: false });
         };
-        let spec = task_of(self.machine.told(), &task);
-        let signal = spec.and_then(|task| task.kill_signal.clone()).unwrap_or_else(|| "SIGINT".to_owned());
-        let timeout = spec.map_or(Duration::from_secs(5), |task| task.kill_timeout);
+        let (signal, timeout) = kill_policy(task_of(self.machine.told(), &task), self.shell.kill_timeout_max);
         // How it ended comes from whoever waits for it.
         self.work.spawn(async move {
             if let Err(error) = handle.kill(&signal, timeout).await {
@@ -344,8 +395,10 @@ impl Runner {
 
     fn tear_down(&mut self) -> Option<Event> {
         self.set_up.take().iter().for_each(AbortHandle::abort);
-        let (shell, id, linger) = (Arc::clone(&self.shell), self.machine.told().id, self.linger());
+        let (shell, told, linger) = (Arc::clone(&self.shell), self.machine.told().clone(), self.linger());
+        let id = told.id;
         self.background(async move {
+            crate::driver_set::release(&shell.drivers, &told).await;
             sleep(linger).await;
             if let Err(error) = shell.data_path.remove(id).await {
                 tracing::warn!(alloc = %id, error, "the allocation's network could not be removed; the next start tries again");
@@ -365,9 +418,9 @@ impl Runner {
         self.checks.retain(|id, running| wanted.get(id) == Some(&running.plan));
         for (id, plan) in wanted {
             if !self.checks.contains_key(&id) {
-                self.check_runs += 1;
                 let stagger = self.jitter.fraction();
-                let check = RunningCheck::spawn(plan, self.check_runs, stagger, self.check_results_to.clone());
+                let scripts = plan.task.as_ref().and_then(|task| self.handles.get(task)).cloned();
+                let check = self.shell.checks.watch(plan, scripts, stagger, self.check_results_to.clone());
                 self.checks.insert(id, check);
             }
         }
@@ -390,57 +443,46 @@ impl Runner {
 struct Found {
     handle: TaskHandle,
     started_at: Timestamp,
+    /// Its supervisor did not live to see its end.
+    lost: bool,
 }
 
 /// The task of a control directory, running or ended; `None` when nothing was ever started there, or when its end was taken
 /// note of by `settled` and only the clearing away is left to do.
 async fn find(control: &Path, settled: Option<Timestamp>) -> Result<Option<Found>, HandleError> {
     let Some(handle) = TaskHandle::adopt(control).await? else { return Ok(None) };
+    let mut lost = false;
     let started_at = match handle.status().await?.phase {
         Phase::Exited(status) if settled.is_some_and(|settled| settled.0 >= status.finished_at_ns) => {
             return handle.forget().await.map(|()| None);
         }
         Phase::Running { started_at_ns, .. } => Timestamp(started_at_ns),
-        Phase::Exited(status) => Timestamp(status.started_at_ns),
+        Phase::Exited(status) => {
+            lost = matches!(status.outcome, Outcome::Lost(_));
+            Timestamp(status.started_at_ns)
+        }
         Phase::Starting => now(),
     };
-    Ok(Some(Found { handle, started_at }))
+    Ok(Some(Found { handle, started_at, lost }))
 }
 
-/// Why a task did not start, if it did not.
-enum Failure {
-    /// `fatal` when the same job would fail the same way again.
-    NotStarted { reason: String, fatal: bool },
-    /// There is a supervisor, which has to be asked.
-    Unknown(String),
+/// The task's own wishes, the driver's custom and the node's limit.
+fn kill_policy(task: Option<&Task>, timeout_max: Duration) -> (String, Duration) {
+    let Some(task) = task else { return ("SIGINT".to_owned(), DEFAULT_KILL_TIMEOUT) };
+    let custom = if matches!(task.driver.name(), "docker" | "podman") { "SIGTERM" } else { "SIGINT" };
+    let signal = task.kill_signal.clone().unwrap_or_else(|| custom.to_owned());
+    (signal, task.kill_timeout.min(timeout_max))
 }
 
-impl Failure {
-    fn fatal(reason: &str) -> Self {
-        Self::NotStarted { reason: reason.to_owned(), fatal: true }
-    }
-}
-
-impl From<StartError> for Failure {
-    fn from(error: StartError) -> Self {
-        let reason = report(&error);
-        match error {
-            StartError::Occupied(_) | StartError::Handle(_) => Self::Unknown(reason),
-            StartError::Spec(_) => Self::NotStarted { reason, fatal: true },
-            StartError::Spawn { .. } | StartError::NotStarted(_) => Self::NotStarted { reason, fatal: false },
-        }
-    }
-}
-
-fn task_of<'a>(alloc: &'a Allocation, name: &str) -> Option<&'a Task> {
+pub(super) fn task_of<'a>(alloc: &'a Allocation, name: &str) -> Option<&'a Task> {
     alloc.task_group()?.tasks.iter().find(|task| task.name == name)
 }
 
 /// Waits however often it takes: a supervisor that cannot be asked now is asked again.
-async fn end_of(handle: &TaskHandle) -> String {
+async fn end_of(handle: &TaskHandle) -> (String, bool) {
     loop {
         match handle.wait().await {
-            Ok(status) => return status.to_string(),
+            Ok(status) => return (status.to_string(), status.success()),
             Err(error) => {
                 tracing::warn!(control = %handle.control().display(), error = %report(&error), "waiting for a task")
             }

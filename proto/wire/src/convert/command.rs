@@ -54,6 +54,10 @@ impl ToPb<Pb> for Command {
                 Pb::RestoreCatalog(pb::RestoreCatalog { snapshot: crate::snapshot::encode(image), evals: all(evals) })
             }
             Command::UpsertEvals(evals) => Pb::UpsertEvals(pb::UpsertEvals { evals: all(evals) }),
+            Command::StopAllocs { alloc_ids, evals } => Pb::StopAllocs(pb::StopAllocs {
+                alloc_ids: alloc_ids.iter().map(|id| to_uuid(id.0)).collect(),
+                evals: all(evals),
+            }),
             Command::SetNodeEligibility { node_id, eligibility, evals } => {
                 Pb::SetNodeEligibility(pb::SetNodeEligibility {
                     node_id: to_uuid(node_id.0),
@@ -135,6 +139,10 @@ impl ToModel<Command> for Pb {
                 evals: list(command.evals, "evals")?,
             },
             Pb::UpsertEvals(command) => Command::UpsertEvals(list(command.evals, "evals")?),
+            Pb::StopAllocs(command) => Command::StopAllocs {
+                alloc_ids: command.alloc_ids.iter().map(|id| uuid(id, "alloc_ids")).collect::<Result<_>>()?,
+                evals: list(command.evals, "evals")?,
+            },
             Pb::SetNodeEligibility(command) => Command::SetNodeEligibility {
                 node_id: uuid(&command.node_id, "node_id")?,
                 eligibility: enumeration::<pb::Eligibility, _>(command.eligibility, "eligibility")?,
