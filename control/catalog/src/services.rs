@@ -6,15 +6,12 @@
 use crate::{At, Catalog};
 use ipnet::IpNet;
 use model::{
-    AllocId, Allocation, ClientStatus, DesiredStatus, Generation, Index, Instance, InstanceNetwork, Job, NetworkMode,
-    Node, NodeId, Refusal, RoutedNode, RoutedService, RoutingSnapshot, Service, Table, TaskGroup, TaskPhase,
+    AllocId, Allocation, ClientStatus, DesiredStatus, Generation, Health, Index, Instance, InstanceNetwork, Job, NetworkMode,
+    Node, NodeId, Refusal, RoutedNode, RoutedService, RoutingSnapshot, Service, Steering, Table, TaskGroup, TaskPhase,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-
-/// All instances weigh the same until weights can be asked for.
-const WEIGHT: u16 = 1;
 
 impl Catalog {
     /// What every agent is told: all nodes, all services that are declared or have instances. Its generation is the last
@@ -155,6 +152,7 @@ pub(crate) fn routed_node(node: &Node) -> RoutedNode {
         address: node.address,
         blocks: node.blocks.clone(),
         status: node.status,
+        zone: node.meta.get("zone").cloned().unwrap_or_default(),
     }
 }
 
@@ -199,6 +197,7 @@ fn instance(
         // Nothing can reach it.
         NetworkMode::None => return None,
     };
+    let health = alloc.service_health(service);
     Some(Instance {
         service: service.name.clone(),
         job_id: alloc.job_id().clone(),
@@ -210,12 +209,22 @@ fn instance(
         port: backend_port(alloc, service, network)?,
         vip_port: vip_port(group, service),
         tags: service.tags.clone(),
-        weight: WEIGHT,
+        weight: weight(service, health),
         network,
-        health: alloc.service_health(service),
+        health,
         draining: alloc.desired == DesiredStatus::Stop,
         modified_at_index: modified,
+        // A job of before it was checked may hold anything.
+        steering: Steering::parse(&service.meta).unwrap_or_default(),
     })
+}
+
+/// One that does not pass its checks gets no flows whatever it weighs.
+fn weight(service: &Service, health: Health) -> u16 {
+    match health {
+        Health::Warning => service.weights.warning,
+        Health::Passing | Health::Critical => service.weights.passing,
+    }
 }
 
 /// Zero for a service that registers no port.

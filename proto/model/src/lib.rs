@@ -21,6 +21,7 @@ pub mod routing;
 pub mod rules;
 pub mod schedule;
 pub mod service;
+pub mod steering;
 pub mod store;
 pub mod time;
 pub mod version;
@@ -52,6 +53,7 @@ pub use policy::{
 pub use routing::{RoutedNode, RoutedService, RoutingDelta, RoutingSnapshot};
 pub use schedule::{Parameterized, PayloadRule, Periodic};
 pub use service::{Check, CheckKind, CheckRestart, CheckTls, Instance, InstanceNetwork, OnUpdate, Service, Weights};
+pub use steering::Steering;
 pub use store::{Autopilot, KvChange, KvEntry, Variable, VariableChange};
 pub use time::Timestamp;
 

@@ -24,6 +24,8 @@ pub struct RoutedNode {
     pub address: IpAddr,
     pub blocks: Vec<IpNet>,
     pub status: NodeStatus,
+    /// Its meta `zone`; empty for a node that says none.
+    pub zone: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

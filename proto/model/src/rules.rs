@@ -5,7 +5,8 @@ use crate::driver::{Plugin, PluginConfig, TaskDriver};
 use crate::job::{Job, JobKind, NetworkMode, Task, TaskGroup};
 use crate::placement::{Operator, Spread};
 use crate::policy::{DisconnectPolicy, ReschedulePolicy, RestartPolicy, UpdateOrder, UpdatePolicy};
-use crate::service::{Check, CheckKind, OnUpdate, Service, Weights};
+use crate::service::{Check, CheckKind, OnUpdate, Service};
+use crate::steering::Steering;
 use crate::version;
 use regex::{Regex, RegexBuilder};
 use std::collections::BTreeMap;
@@ -306,11 +307,7 @@ pub fn unbuilt_in_task(task: &Task) -> Vec<&'static str> {
 }
 
 pub fn unbuilt_in_service(service: &Service) -> Vec<&'static str> {
-    let found = [
-        (service.canary_tags.is_some(), "canary_tags"),
-        (!service.canary_meta.is_empty(), "canary_meta"),
-        (service.weights != Weights::default(), "weights"),
-    ];
+    let found = [(service.canary_tags.is_some(), "canary_tags"), (!service.canary_meta.is_empty(), "canary_meta")];
     named(&found)
 }
 
@@ -366,8 +363,9 @@ pub fn constraint(operator: Operator, value: &str) -> Rule {
     }
 }
 
-/// A service's meta `vip_port`: where clients dial its VIP.
+/// A service's meta: `vip_port`, where clients dial its VIP, and what it asks of the data path.
 pub fn vip_port(meta: &BTreeMap<String, String>) -> Rule {
+    Steering::parse(meta)?;
     match meta.get("vip_port") {
         Some(text) if !matches!(text.parse::<u16>(), Ok(1..)) => {
             Err(format!("vip_port: `{text}` is not a port; write a number from 1 to 65535"))

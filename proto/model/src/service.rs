@@ -2,6 +2,7 @@
 
 use crate::alloc::Health;
 use crate::ids::{AllocId, Index, JobId, NodeId};
+use crate::steering::Steering;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -129,6 +130,8 @@ pub struct Instance {
     /// Its allocation is to stop: it keeps its flows and gets no new ones.
     pub draining: bool,
     pub modified_at_index: Index,
+    /// What its service's meta asks of the data path.
+    pub steering: Steering,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

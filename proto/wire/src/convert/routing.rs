@@ -56,6 +56,7 @@ impl ToPb<pb::RoutedNode> for RoutedNode {
             address: to_ip(self.address),
             blocks: all(&self.blocks),
             status: self.status.to_pb().into(),
+            zone: self.zone.clone(),
         }
     }
 }
@@ -69,6 +70,7 @@ impl ToModel<RoutedNode> for pb::RoutedNode {
             address: ip(&self.address, "address")?,
             blocks: list(self.blocks, "blocks")?,
             status: enumeration::<pb::NodeStatus, _>(self.status, "status")?,
+            zone: self.zone,
         })
     }
 }

@@ -6,8 +6,9 @@ use super::{to_span, to_uuid, uuid};
 use crate::pb;
 use model::{
     Check, CheckKind, CheckRestart, CheckTls, Health, Index, Instance, InstanceNetwork, JobId, OnUpdate, Service,
-    Weights,
+    Steering, Weights,
 };
+use std::time::Duration;
 
 impl ToPb<pb::Service> for Service {
     fn to_pb(&self) -> pb::Service {
@@ -181,6 +182,7 @@ impl ToPb<pb::Instance> for Instance {
             health: self.health.to_pb().into(),
             draining: self.draining,
             modified_at_index: self.modified_at_index.0,
+            steering: (self.steering != Steering::default()).then(|| self.steering.to_pb()),
         }
     }
 }
@@ -203,7 +205,24 @@ impl ToModel<Instance> for pb::Instance {
             health: enumeration::<pb::Health, _>(self.health, "health")?,
             draining: self.draining,
             modified_at_index: Index(self.modified_at_index),
+            steering: optional(self.steering, "steering")?.unwrap_or_default(),
         })
+    }
+}
+
+impl ToPb<pb::Steering> for Steering {
+    fn to_pb(&self) -> pb::Steering {
+        pb::Steering {
+            zone_spill: self.zone_spill.map(u32::from),
+            slow_start_ms: u64::try_from(self.slow_start.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+impl ToModel<Steering> for pb::Steering {
+    fn to_model(self) -> Result<Steering> {
+        let zone_spill = self.zone_spill.map(|percent| number(percent, "zone_spill")).transpose()?;
+        Ok(Steering { zone_spill, slow_start: Duration::from_millis(self.slow_start_ms) })
     }
 }
 

@@ -685,6 +685,10 @@ fn instance() -> impl Strategy<Value = Instance> {
             health,
             draining: numbers.4,
             modified_at_index: Index(numbers.5),
+            steering: Steering {
+                zone_spill: numbers.4.then_some(20),
+                slow_start: Duration::from_millis(u64::from(numbers.1)),
+            },
         },
     )
 }
@@ -694,6 +698,7 @@ fn routing() -> impl Strategy<Value = RoutingSnapshot> {
         |(id, name, address, blocks, status)| RoutedNode {
             id: NodeId(id),
             datacenter: name.clone(),
+            zone: name.clone(),
             name,
             address,
             blocks,
@@ -907,6 +912,7 @@ pub(super) fn fixed_instance() -> Instance {
         health: Health::Passing,
         draining: false,
         modified_at_index: Index(9),
+        steering: Steering::default(),
     }
 }
 
