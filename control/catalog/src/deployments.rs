@@ -212,7 +212,7 @@ impl Catalog {
         ids.into_iter().for_each(|id| self.forget_deployment(at, id));
     }
 
-    fn forget_deployment(&mut self, at: At, id: DeploymentId) {
+    pub(crate) fn forget_deployment(&mut self, at: At, id: DeploymentId) {
         let Some(deployment) = self.deployments.remove(&id) else { return };
         remove_member(&mut self.deployments_by_job, &deployment.job_id, id);
         self.touch(Table::Deployments, at);

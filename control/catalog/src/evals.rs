@@ -99,7 +99,7 @@ impl Catalog {
         old.into_iter().for_each(|id| self.forget_eval(at, id));
     }
 
-    fn forget_eval(&mut self, at: At, id: EvalId) {
+    pub(crate) fn forget_eval(&mut self, at: At, id: EvalId) {
         let Some(eval) = self.evals.remove(&id) else { return };
         remove_member(&mut self.evals_by_job, &eval.job_id, id);
         self.touch(Table::Evals, at);

@@ -15,6 +15,7 @@ mod changes;
 mod cluster;
 mod deployments;
 mod evals;
+mod garbage;
 mod jobs;
 mod plans;
 mod restore;
@@ -29,7 +30,7 @@ pub use changes::{Change, Row};
 use imbl::{OrdMap, OrdSet};
 use model::{
     AllocId, Allocation, Applied, Authority, Autopilot, Command, Deployment, DeploymentId, Envelope, EvalId,
-    Evaluation, Founding, Index, Instance, Job, JobId, JobRecord, JoinToken, KvEntry, Node, NodeId, Refusal, ServerId,
+    EvalStatus, Evaluation, Founding, Index, Instance, Job, JobId, JobRecord, JoinToken, KvEntry, Node, NodeId, Refusal, ServerId,
     ServerRecord, Table, Timestamp, Variable, capacity,
 };
 use std::net::IpAddr;
@@ -66,6 +67,9 @@ pub struct Catalog {
     usage: OrdMap<NodeId, Arc<capacity::Usage>>,
     evals_by_job: OrdMap<JobId, OrdSet<EvalId>>,
     deployments_by_job: OrdMap<JobId, OrdSet<DeploymentId>>,
+    /// Jobs made from a periodic or parameterized one.
+    children: OrdMap<JobId, OrdSet<JobId>>,
+    periodic: OrdSet<JobId>,
     instances: OrdMap<AllocId, Arc<[Instance]>>,
     instances_modified: OrdMap<AllocId, Index>,
 }
@@ -79,6 +83,7 @@ struct StoredJob {
     created_at_index: Index,
     modified_at_index: Index,
     job_modified_at_index: Index,
+    launched_for: Timestamp,
 }
 
 /// Where in the log and when a command is applied.
@@ -115,6 +120,8 @@ impl Default for Catalog {
             usage: OrdMap::new(),
             evals_by_job: OrdMap::new(),
             deployments_by_job: OrdMap::new(),
+            children: OrdMap::new(),
+            periodic: OrdSet::new(),
             instances: OrdMap::new(),
             instances_modified: OrdMap::new(),
         }
@@ -176,6 +183,13 @@ impl Catalog {
             }
             Command::RestoreCatalog { image, evals } => self.restore(at, image, evals)?,
             Command::UpsertEvals(evals) => self.upsert_evals(at, evals),
+            Command::DispatchJob { child, eval } => self.dispatch_job(at, child, eval)?,
+            Command::LaunchPeriodic { parent, launch, child, eval } => {
+                self.launch_periodic(at, parent, *launch, child.as_deref(), eval)?
+            }
+            Command::MarkStable { job_id, version, stable } => self.mark_version(at, job_id, *version, *stable)?,
+            Command::RestartJob { job_id, eval } => self.restart_job(at, job_id, eval)?,
+            Command::CollectGarbage(garbage) => self.collect_garbage(at, garbage),
             Command::StopAllocs { alloc_ids, evals } => {
                 alloc_ids.iter().for_each(|id| self.stop_for_user(at, *id));
                 self.upsert_evals(at, evals);
@@ -244,6 +258,26 @@ impl Catalog {
     /// The kept versions, newest first.
     pub fn job_versions(&self, id: &JobId) -> &[Arc<Job>] {
         self.jobs.get(id).map_or(&[], |stored| &stored.versions)
+    }
+
+    /// The jobs that were made from a periodic or parameterized one and are still known.
+    pub fn children(&self, id: &JobId) -> impl Iterator<Item = &Arc<Job>> {
+        self.children.get(id).into_iter().flatten().filter_map(|id| self.job(id))
+    }
+
+    /// Every periodic job that is not stopped, with the newest time it was launched for.
+    pub fn periodic_jobs(&self) -> impl Iterator<Item = (&Arc<Job>, Timestamp)> {
+        let stored = self.periodic.iter().filter_map(|id| self.jobs.get(id));
+        stored.map(|stored| (stored.newest(), stored.launched_for)).filter(|(job, _)| !job.stopped)
+    }
+
+    /// Whether anything of the job is alive or may yet come to be.
+    pub fn is_over(&self, job: &Job) -> bool {
+        let open = |eval: &Arc<Evaluation>| matches!(eval.status, EvalStatus::Pending | EvalStatus::Blocked);
+        let stays = job.is_template() && !job.stopped;
+        !stays
+            && !self.allocs_of_job(&job.id).any(|alloc| alloc.is_live())
+            && !self.evals_of_job(&job.id).any(open)
     }
 
     /// When the job was created, last changed in any way, and last changed in its specification or stop mark.
@@ -330,6 +364,7 @@ impl StoredJob {
             created_at_index: self.created_at_index,
             modified_at_index: self.modified_at_index,
             job_modified_at_index: self.job_modified_at_index,
+            launched_for: self.launched_for,
         }
     }
 }

@@ -9,6 +9,9 @@ use model::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// How much lower the priority of an allocation has to be that makes room for another job; Nomad's.
+const PREEMPTION_DISTANCE: u8 = 10;
+
 impl Catalog {
     pub(crate) fn apply_plan(
         &mut self,
@@ -24,10 +27,11 @@ impl Catalog {
             return Ok(parts_of(plan));
         }
         let mut dropped = Vec::new();
-        let mut ended = false;
+        let mut ended = BTreeSet::new();
         for stop in &plan.stops {
             match self.stop_alloc(at, &plan.job_id, stop) {
-                Some(alloc_ended) => ended |= alloc_ended,
+                Some(alloc) if !alloc.is_live() => drop(ended.insert(alloc.job_id().clone())),
+                Some(_) => {}
                 None => dropped.push(stop.alloc_id),
             }
         }
@@ -39,15 +43,14 @@ impl Catalog {
         let left_out = plan.placements.iter().filter(|alloc| !self.place(at, plan, alloc, &mut holders));
         dropped.extend(left_out.map(|alloc| alloc.id));
         self.count_deployment_of(at, &plan.job_id);
+        self.upsert_evals(at, &plan.victims);
         if !plan.goes_on || !dropped.is_empty() {
             self.conclude(at, &eval, plan, dropped.is_empty());
         }
         if let Some(follow_up) = follow_up {
             self.upsert_eval(at, follow_up);
         }
-        if ended {
-            self.after_ends(at, BTreeSet::from([plan.job_id.clone()]));
-        }
+        self.after_ends(at, ended);
         Ok(dropped)
     }
 
@@ -68,9 +71,12 @@ impl Catalog {
         Ok(eval.clone())
     }
 
-    /// Whether the allocation has ended by it; `None` when the stop no longer makes sense.
-    fn stop_alloc(&mut self, at: At, job_id: &JobId, stop: &PlannedStop) -> Option<bool> {
-        let alloc = self.live_alloc_of(job_id, stop.alloc_id)?;
+    /// The allocation afterwards; `None` when the stop no longer makes sense.
+    fn stop_alloc(&mut self, at: At, job_id: &JobId, stop: &PlannedStop) -> Option<Arc<Allocation>> {
+        let alloc = self.allocs.get(&stop.alloc_id).filter(|alloc| alloc.is_live()).cloned()?;
+        if alloc.job_id() != job_id && !self.may_preempt(job_id, &alloc) {
+            return None;
+        }
         if stop.client.is_some() && !self.node_is_gone(&alloc) {
             return None;
         }
@@ -89,7 +95,12 @@ impl Catalog {
                 ..Allocation::clone(&alloc)
             },
         );
-        Some(client.is_terminal())
+        self.allocs.get(&alloc.id).cloned()
+    }
+
+    /// Only what is clearly less important has to make room.
+    fn may_preempt(&self, job_id: &JobId, victim: &Allocation) -> bool {
+        self.job(job_id).is_some_and(|job| victim.job.priority.saturating_add(PREEMPTION_DISTANCE) <= job.priority)
     }
 
     /// What runs of the job besides is the scheduler's to see to.
@@ -214,7 +225,10 @@ impl Holders {
     fn of(plan: &Plan, catalog: &Catalog) -> Self {
         let mut holders = Self { versions: BTreeMap::new() };
         if !plan.placements.is_empty() {
-            let running = catalog.allocs_of_job(&plan.job_id).filter(|alloc| alloc.is_live());
+            // What cannot be reached, and may be gone, does not keep its place from being filled elsewhere.
+            let reachable = |id| catalog.node(id).is_some_and(|node| node.status.is_reachable());
+            let live = catalog.allocs_of_job(&plan.job_id).filter(|alloc| alloc.is_live());
+            let running = live.filter(|alloc| reachable(alloc.node_id));
             running.filter(|alloc| alloc.desired == DesiredStatus::Run).for_each(|alloc| holders.add(alloc));
         }
         holders

@@ -6,8 +6,9 @@
 use crate::{At, Catalog};
 use ipnet::IpNet;
 use model::{
-    AllocId, Allocation, ClientStatus, DesiredStatus, Generation, Health, Index, Instance, InstanceNetwork, Job, NetworkMode,
-    Node, NodeId, Refusal, RoutedNode, RoutedService, RoutingSnapshot, Service, Steering, Table, TaskGroup, TaskPhase,
+    AllocId, Allocation, ClientStatus, DesiredStatus, Generation, Health, Index, Instance, InstanceNetwork, Job,
+    NetworkMode, Node, NodeId, Refusal, RoutedNode, RoutedService, RoutingSnapshot, Service, Steering, Table,
+    TaskGroup, TaskPhase,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};

@@ -52,8 +52,7 @@ impl Catalog {
         };
         // A record without versions names no job; nothing could refer to it.
         let records = image.jobs.into_iter().filter(|record| !record.versions.is_empty());
-        let jobs = records.map(StoredJob::from_record).map(|stored| (stored.newest().id.clone(), Arc::new(stored)));
-        catalog.jobs = jobs.collect();
+        records.map(StoredJob::from_record).for_each(|stored| catalog.insert_job(Arc::new(stored)));
         catalog.restore_allocs(image.allocs);
         image.evals.into_iter().for_each(|eval| catalog.insert_eval(Arc::new(eval)));
         image.deployments.into_iter().for_each(|deployment| catalog.insert_deployment(Arc::new(deployment)));
@@ -83,6 +82,7 @@ impl StoredJob {
             created_at_index: record.created_at_index,
             modified_at_index: record.modified_at_index,
             job_modified_at_index: record.job_modified_at_index,
+            launched_for: record.launched_for,
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::Catalog;
 use fixtures::*;
 use model::{
     AllocId, AllocUpdate, Allocation, CheckState, ClientStatus, Command, DesiredStatus, Epoch, EvalStatus, Evaluation,
-    Health, Index, InstanceNetwork, JobId, JoinToken, Network, NetworkMode, Node, NodeStatus, Plan, PlannedStop,
+    Health, Job, JobKind, Parameterized, PayloadRule, Periodic, Retention, Index, InstanceNetwork, JobId, JoinToken, Network, NetworkMode, Node, NodeStatus, Plan, PlannedStop,
     PortRequest, Refusal, Role, Table, TaskPhase, TaskState, Timestamp,
 };
 use std::collections::BTreeMap;
@@ -483,6 +483,7 @@ fn plan_of(eval: &Evaluation, placements: Vec<Allocation>, stops: Vec<PlannedSto
         // As if made from the newest state.
         snapshot_index: Index(u64::MAX),
         goes_on: false,
+        victims: Vec::new(),
         stops,
         placements,
         in_place: Vec::new(),
@@ -538,4 +539,156 @@ impl Log {
         let epoch = self.state.node(node_id(node)).unwrap().epoch;
         self.must(Command::UpdateAllocs { node_id: node_id(node), epoch, updates, evals: Vec::new() }).dropped
     }
+}
+
+/// A job that a dispatch would make of `parent`.
+fn child_of(parent: &str, id: &str, token: &str) -> Job {
+    let parent = Some(JobId(parent.to_owned()));
+    Job { parent, dispatch_token: token.to_owned(), kind: JobKind::Batch, ..job(id, 1) }
+}
+
+fn parameterized(id: &str) -> Job {
+    let none = Default::default;
+    let rule = Parameterized { payload: PayloadRule::Optional, meta_required: none(), meta_optional: none() };
+    Job { parameterized: Some(rule), kind: JobKind::Batch, ..job(id, 1) }
+}
+
+fn periodic(id: &str) -> Job {
+    let crons = vec!["* * * * *".to_owned()];
+    let time_zone = "UTC".to_owned();
+    let rule = Periodic { enabled: true, crons, prohibit_overlap: true, time_zone };
+    Job { periodic: Some(rule), kind: JobKind::Batch, ..job(id, 1) }
+}
+
+#[test]
+fn a_dispatch_makes_a_job_once_per_token() {
+    let mut log = Log::ready();
+    log.register(parameterized("etl"));
+    assert_eq!(log.state.evals().count(), 0, "nothing of a template is placed");
+    let dispatch = |log: &mut Log, id: &str, token: &str| Command::DispatchJob {
+        child: Box::new(child_of("etl", id, token)),
+        eval: log.new_eval(id),
+    };
+    let jobs = |log: &Log| log.state.children(&JobId("etl".to_owned())).map(|job| job.id.0.clone()).collect::<Vec<_>>();
+    for (id, token) in [("etl/1", "a"), ("etl/2", "a"), ("etl/3", ""), ("etl/4", "")] {
+        let command = dispatch(&mut log, id, token);
+        log.must(command);
+    }
+    assert_eq!(jobs(&log), ["etl/1", "etl/3", "etl/4"]);
+    assert_eq!(log.state.evals().filter(|eval| eval.status == EvalStatus::Pending).count(), 3);
+    let refused = dispatch(&mut log, "etl/3", "new");
+    assert!(matches!(log.refused(refused), Refusal::JobInvalid { .. }));
+    log.deregister("etl", false);
+    let late = dispatch(&mut log, "etl/5", "");
+    assert!(matches!(log.refused(late), Refusal::JobInvalid { .. }));
+    log.register(job("web", 1));
+    let eval = log.new_eval("web/1");
+    let not_one = Command::DispatchJob { child: Box::new(child_of("web", "web/1", "")), eval };
+    assert!(matches!(log.refused(not_one), Refusal::JobInvalid { .. }));
+}
+
+#[test]
+fn a_periodic_job_is_launched_once_for_each_time() {
+    let mut log = Log::ready();
+    log.register(periodic("cron"));
+    let launch = |log: &mut Log, secs: u64, child: bool| Command::LaunchPeriodic {
+        parent: JobId("cron".to_owned()),
+        launch: Timestamp::from_secs(secs),
+        child: child.then(|| Box::new(child_of("cron", &format!("cron/periodic-{secs}"), ""))),
+        eval: log.new_eval(&format!("cron/periodic-{secs}")),
+    };
+    for (secs, child) in [(60, true), (60, true), (120, false), (90, true)] {
+        let command = launch(&mut log, secs, child);
+        log.must(command);
+    }
+    let (_, launched_for) = log.state.periodic_jobs().next().unwrap();
+    assert_eq!(launched_for, Timestamp::from_secs(120));
+    assert_eq!(log.state.children(&JobId("cron".to_owned())).count(), 2);
+    let changed = Command::RegisterJob { job: Box::new(job("cron", 1)), eval: eval(9, "cron"), enforce_index: None };
+    assert!(matches!(log.refused(changed), Refusal::JobInvalid { .. }));
+    log.deregister("cron", false);
+    assert_eq!(log.state.periodic_jobs().count(), 0);
+}
+
+#[test]
+fn a_restart_is_a_new_version_that_job_files_do_not_undo() {
+    let mut log = Log::running();
+    let eval = log.new_eval("web");
+    log.must(Command::RestartJob { job_id: JobId("web".to_owned()), eval });
+    let newest = |log: &Log| Job::clone(log.state.job(&JobId("web".to_owned())).unwrap());
+    assert_eq!((newest(&log).version, newest(&log).restarts), (1, 1));
+    let as_before = Job { restarts: 0, ..newest(&log) };
+    log.register(as_before);
+    assert_eq!((newest(&log).version, newest(&log).restarts), (1, 1));
+    let mark = |version| Command::MarkStable { job_id: JobId("web".to_owned()), version, stable: true };
+    log.must(mark(0));
+    assert_eq!(log.state.job_versions(&JobId("web".to_owned())).iter().filter(|job| job.stable).count(), 1);
+    assert!(matches!(log.refused(mark(7)), Refusal::JobInvalid { .. }));
+    let lower = plan_of(&log.new_eval("web"), Vec::new(), Vec::new());
+    assert!(matches!(log.refused(Command::ApplyPlan { plan: Box::new(lower), follow_up: None }), Refusal::EvalUnknown { .. }));
+}
+
+#[test]
+fn what_has_ended_is_forgotten_in_time_and_what_matters_stays() {
+    let mut log = Log::running();
+    log.register(Job { kind: JobKind::Batch, ..job("once", 1) });
+    let placed = placement(&log, "once", 0, 50);
+    log.apply_plan("once", vec![placed], Vec::new());
+    log.report(50, ClientStatus::Complete);
+    let collect = |log: &mut Log, retention| {
+        let garbage = log.state.garbage(Timestamp::from_secs(log.now), retention, 1000);
+        log.must(Command::CollectGarbage(Box::new(garbage.clone())));
+        garbage
+    };
+    assert!(collect(&mut log, Retention::DEFAULT).is_empty());
+    log.now += 3600;
+    let garbage = collect(&mut log, Retention::DEFAULT);
+    assert!(!garbage.evals.is_empty() && garbage.jobs.is_empty() && garbage.allocs.is_empty());
+    assert!(log.state.job(&JobId("once".to_owned())).is_some(), "batch work can be asked for longer");
+    log.now += 4 * 3600;
+    assert_eq!(collect(&mut log, Retention::DEFAULT).jobs, [JobId("once".to_owned())]);
+    assert!(log.state.alloc(alloc_id(50)).is_none());
+    // The service is alive, and its slot's last allocation says how often it failed.
+    log.report(1, ClientStatus::Failed);
+    log.now += 10 * 24 * 3600;
+    assert!(collect(&mut log, Retention::NONE).allocs.is_empty());
+    assert!(log.state.alloc(alloc_id(1)).is_some() && log.state.job(&JobId("web".to_owned())).is_some());
+    // A node that is down is forgotten once nothing is left on it.
+    log.must(status(1, 1, NodeStatus::Down));
+    assert_eq!(log.state.garbage(Timestamp::from_secs(log.now), Retention::DEFAULT, 10).nodes, []);
+    log.now += 24 * 3600;
+    assert_eq!(collect(&mut log, Retention::DEFAULT).nodes, [node_id(1)]);
+    assert_eq!(log.state.nodes().count(), 0);
+}
+
+#[test]
+fn garbage_that_came_to_matter_in_between_stays() {
+    let mut log = Log::running();
+    log.deregister("web", false);
+    log.report(1, ClientStatus::Complete);
+    let eval = log.state.evals_of_job(&JobId("web".to_owned())).find(|eval| eval.status == EvalStatus::Pending).unwrap().clone();
+    log.must(Command::ApplyPlan { plan: Box::new(plan_of(&eval, Vec::new(), Vec::new())), follow_up: None });
+    log.now += 5 * 3600;
+    let garbage = log.state.garbage(Timestamp::from_secs(log.now), Retention::DEFAULT, 10);
+    assert_eq!(garbage.jobs.len(), 1);
+    log.register(job("web", 2));
+    log.must(Command::CollectGarbage(Box::new(garbage)));
+    assert!(log.state.job(&JobId("web".to_owned())).is_some());
+}
+
+#[test]
+fn only_what_is_clearly_less_important_makes_room() {
+    let mut log = Log::running();
+    log.register(Job { priority: 59, ..job("peer", 1) });
+    log.register(Job { priority: 60, ..job("boss", 1) });
+    let stop = || vec![PlannedStop { alloc_id: alloc_id(1), reason: "preempted".to_owned(), client: None }];
+    assert_eq!(log.apply_plan("peer", Vec::new(), stop()), [alloc_id(1)]);
+    assert_eq!(log.state.alloc(alloc_id(1)).unwrap().desired, DesiredStatus::Run);
+    let eval = log.new_eval("boss");
+    log.must(Command::UpsertEvals(vec![eval.clone()]));
+    let victims = vec![log.new_eval("web")];
+    let plan = Plan { victims: victims.clone(), ..plan_of(&eval, Vec::new(), stop()) };
+    assert_eq!(log.must(Command::ApplyPlan { plan: Box::new(plan), follow_up: None }).dropped, []);
+    assert_eq!(log.state.alloc(alloc_id(1)).unwrap().desired, DesiredStatus::Stop);
+    assert_eq!(log.state.eval(victims[0].id).unwrap().status, EvalStatus::Pending);
 }

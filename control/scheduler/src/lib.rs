@@ -89,6 +89,7 @@ pub fn explain(
         job_id: eval.job_id.clone(),
         snapshot_index: view.state.index,
         goes_on: false,
+        victims: Vec::new(),
         stops: Vec::new(),
         placements: Vec::new(),
         in_place: Vec::new(),

@@ -29,6 +29,7 @@ mod membership;
 mod peers;
 mod renewal;
 mod rpc;
+mod scheduling;
 mod sessions;
 mod start;
 mod watch;

@@ -7,6 +7,7 @@
 use crate::alloc::AllocUpdate;
 use crate::deployment::DeploymentUpdate;
 use crate::eval::{Evaluation, Plan};
+use crate::garbage::Garbage;
 use crate::ids::{AllocId, Epoch, Index, JobId, NodeId, ServerId};
 use crate::image::CatalogImage;
 use crate::job::Job;
@@ -126,6 +127,32 @@ pub enum Command {
         autopilot: Autopilot,
         cas: Option<Index>,
     },
+    /// Registers a job that a dispatch made from a parameterized one, unless one with its token is there. Since level 2.
+    DispatchJob {
+        child: Box<Job>,
+        eval: Evaluation,
+    },
+    /// A periodic job's time has come: registers the job made from it, or with none only notes the time. Since level 2.
+    LaunchPeriodic {
+        parent: JobId,
+        launch: Timestamp,
+        child: Option<Box<Job>>,
+        eval: Evaluation,
+    },
+    /// A version works, or does not: a failed deployment goes back to the newest that does. Since level 2.
+    MarkStable {
+        job_id: JobId,
+        version: u64,
+        stable: bool,
+    },
+    /// A new version that asks for the same, so that everything of the job is replaced as its update policy says. Since
+    /// level 2.
+    RestartJob {
+        job_id: JobId,
+        eval: Evaluation,
+    },
+    /// Since level 2.
+    CollectGarbage(Box<Garbage>),
 }
 
 impl Command {
@@ -136,7 +163,12 @@ impl Command {
             | Command::StopAllocs { .. }
             | Command::ChangeKv(_)
             | Command::ChangeVariable(_)
-            | Command::SetAutopilot { .. } => 2,
+            | Command::SetAutopilot { .. }
+            | Command::DispatchJob { .. }
+            | Command::LaunchPeriodic { .. }
+            | Command::MarkStable { .. }
+            | Command::RestartJob { .. }
+            | Command::CollectGarbage(_) => 2,
             _ => 1,
         }
     }

@@ -42,6 +42,8 @@ pub enum EvalTrigger {
     PeriodicJob,
     /// Somebody stopped an allocation.
     AllocStop,
+    /// Allocations had to make room for a job of higher priority.
+    Preemption,
     /// An evaluation failed; its job is looked at again after a while.
     FailedFollowUp,
     /// An evaluation's plans were overtaken too often; its job is looked at again when something changes.
@@ -78,6 +80,8 @@ pub struct Plan {
     pub eval_id: EvalId,
     pub job_id: JobId,
     pub snapshot_index: Index,
+    /// Evaluations of other jobs of which it stops allocations.
+    pub victims: Vec<Evaluation>,
     /// More parts of it follow in commands of their own: the evaluation stays as it is.
     pub goes_on: bool,
     pub stops: Vec<PlannedStop>,
@@ -131,6 +135,7 @@ impl EvalTrigger {
             EvalTrigger::NodeDrain => "node-drain",
             EvalTrigger::PeriodicJob => "periodic-job",
             EvalTrigger::AllocStop => "alloc-stop",
+            EvalTrigger::Preemption => "preemption",
             EvalTrigger::FailedFollowUp => "failed-follow-up",
             EvalTrigger::MaxPlanAttempts => "max-plan-attempts",
         }

@@ -8,6 +8,7 @@ use crate::ids::{AllocId, Index, NodeId};
 use crate::job::Job;
 use crate::node::Node;
 use crate::store::{Autopilot, KvEntry, Variable};
+use crate::time::Timestamp;
 use ipnet::IpNet;
 use std::net::IpAddr;
 
@@ -62,6 +63,8 @@ pub struct JobRecord {
     pub modified_at_index: Index,
     /// When the specification or the stop mark changed last.
     pub job_modified_at_index: Index,
+    /// The newest time for which a periodic job was launched, or skipped; `NEVER` before the first.
+    pub launched_for: Timestamp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

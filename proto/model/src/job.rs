@@ -41,6 +41,8 @@ pub struct Job {
     pub payload: Vec<u8>,
     /// A dispatch repeated with the same token makes no second job; empty is none.
     pub dispatch_token: String,
+    /// How often all of it was asked to start anew without a change.
+    pub restarts: u32,
     /// What has to work before anything of this job is placed.
     pub depends_on: Vec<Dependency>,
     /// How much drains, preemption and rebalancing may take away at once; `None` leaves it to each of them.
@@ -225,6 +227,7 @@ impl Job {
             parent: None,
             payload: Vec::new(),
             dispatch_token: String::new(),
+            restarts: 0,
             depends_on: Vec::new(),
             disruption: None,
             version: 0,

@@ -10,6 +10,7 @@ pub mod deployment;
 pub mod driver;
 pub mod eval;
 pub mod files;
+pub mod garbage;
 pub mod ids;
 pub mod image;
 pub mod job;
@@ -37,6 +38,7 @@ pub use eval::{EvalStatus, EvalTrigger, Evaluation, PlacementFailure, Plan, Plan
 pub use files::{
     Artifact, ArtifactMode, ChangeMode, ChangeScript, Template, TemplateSource, VolumeKind, VolumeMount, VolumeRequest,
 };
+pub use garbage::{Garbage, Retention};
 pub use ids::{AllocId, DeploymentId, Epoch, EvalId, Generation, Index, JobId, NodeId, ServerId};
 pub use image::{CatalogImage, Founding, JobRecord, Table};
 pub use job::{

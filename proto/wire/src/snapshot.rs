@@ -7,7 +7,7 @@ use crate::convert::{
 };
 use crate::pb;
 use model::image::{CatalogImage, Founding, JobRecord, Table};
-use model::{AllocId, Index};
+use model::{AllocId, Index, Timestamp};
 use prost::Message;
 use std::net::IpAddr;
 use thiserror::Error;
@@ -124,6 +124,7 @@ impl ToPb<pb::JobRecord> for JobRecord {
             created_at_index: self.created_at_index.0,
             modified_at_index: self.modified_at_index.0,
             job_modified_at_index: self.job_modified_at_index.0,
+            launched_for: self.launched_for.0,
         }
     }
 }
@@ -139,6 +140,7 @@ impl ToModel<JobRecord> for pb::JobRecord {
             created_at_index: Index(self.created_at_index),
             modified_at_index: Index(self.modified_at_index),
             job_modified_at_index: Index(self.job_modified_at_index),
+            launched_for: Timestamp(self.launched_for),
         })
     }
 }

@@ -23,6 +23,10 @@ impl HttpError {
         Self { status, text: text.into() }
     }
 
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     pub fn bad_request(text: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, text)
     }

@@ -5,7 +5,6 @@ use super::jobs::{find, read_body, read_job};
 use super::options::Options;
 use super::state::find_node;
 use crate::clock;
-use crate::leader::explain_plan;
 use crate::member::Member;
 use crate::sessions::new_eval;
 use axum::body::Bytes;
@@ -52,7 +51,7 @@ fn dry_run(
     let envelope = Envelope { proposed_at: now, feature_level: 1, command };
     let refused = catalog.apply(Index(catalog.index().0 + 1), &envelope).err();
     refused.map_or(Ok(()), |refusal| Err(HttpError::bad_request(refusal.to_string())))?;
-    let (plan, changes) = explain_plan(&catalog, &eval, now, seed);
+    let (plan, changes) = crate::scheduling::explain(&catalog, &eval, now, seed);
     let failures = plan.failures.iter().map(|(group, failure)| (group.clone(), failure.into()));
     let diff = with_diff.then(|| annotated(nomad::diff_jobs(before.as_ref(), &nomad::Job::from(job)), &changes));
     Ok(nomad::JobPlanResponse {

@@ -99,13 +99,16 @@ pub(super) async fn propose_job(
     mut job: Job,
     enforce_index: Option<Index>,
 ) -> Answer {
+    super::made::check(&job)?;
     job.submitted_at = clock::now();
+    let template = job.is_template();
     let eval = new_eval(job.id.clone(), job.priority, EvalTrigger::JobRegister);
-    let eval_id = eval.id.to_string();
+    // Nothing of a template is placed, so there is nothing to follow.
+    let eval_id = if template { String::new() } else { eval.id.to_string() };
     let index = member.propose(Command::RegisterJob { job: Box::new(job), eval, enforce_index }).await?.index;
     let answer = nomad::JobRegisterResponse {
         eval_id,
-        eval_create_index: index.0,
+        eval_create_index: if template { 0 } else { index.0 },
         job_modify_index: index.0,
         index: index.0,
         known_leader: true,
@@ -150,7 +153,7 @@ pub(super) async fn validate(State(member): Shared, options: Options, body: Byte
     let request: nomad::JobRegisterRequest = read_body(&body)?;
     let job = request.job.ok_or_else(|| HttpError::bad_request("Job must be specified"))?;
     let problems: Vec<String> = match Job::try_from(job) {
-        Ok(_) => Vec::new(),
+        Ok(job) => super::made::check(&job).err().map(|error| error.text().to_owned()).into_iter().collect(),
         Err(refusal) => refusal.problems.iter().map(ToString::to_string).collect(),
     };
     let answer = json_value!({
@@ -200,6 +203,9 @@ fn list_stub(catalog: &Catalog, job: &Job) -> nomad::JobListStub {
         node_pool: job.node_pool.clone(),
         kind: job.kind.as_str().to_owned(),
         priority: i64::from(job.priority),
+        parent_id: job.parent.as_ref().map(|parent| parent.0.clone()).unwrap_or_default(),
+        periodic: job.periodic.is_some(),
+        parameterized_job: job.parameterized.is_some(),
         stop: job.stopped,
         status: status(catalog, job).to_owned(),
         version: job.version,
@@ -219,6 +225,8 @@ fn status(catalog: &Catalog, job: &Job) -> &'static str {
         "running"
     } else if job.stopped {
         "dead"
+    } else if job.is_template() {
+        "running"
     } else if catalog.evals_of_job(&job.id).any(|eval| waits(eval.status)) {
         "pending"
     } else {
@@ -241,6 +249,7 @@ fn job_summary(catalog: &Catalog, job: &Job) -> nomad::JobSummary {
         job_id: job.id.0.clone(),
         namespace: job.namespace.clone(),
         summary: groups,
+        children: super::made::children(catalog, &job.id),
         create_index: indices.map_or(0, |indices| indices.created.0),
         modify_index: indices.map_or(0, |indices| indices.modified.0),
         ..Default::default()

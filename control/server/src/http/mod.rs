@@ -7,6 +7,7 @@ mod changes;
 mod events;
 mod jobs;
 mod logs;
+mod made;
 mod operator;
 mod options;
 mod rollouts;
@@ -46,6 +47,12 @@ pub(crate) fn router(member: Arc<Member>) -> Router {
         .route("/v1/job/{id}/plan", post(changes::plan).put(changes::plan))
         .route("/v1/job/{id}/scale", post(changes::scale).put(changes::scale))
         .route("/v1/job/{id}/revert", post(changes::revert).put(changes::revert))
+        .route("/v1/job/{id}/dispatch", post(made::dispatch).put(made::dispatch))
+        .route("/v1/job/{id}/periodic/force", post(made::force_periodic).put(made::force_periodic))
+        .route("/v1/job/{id}/evaluate", post(made::evaluate).put(made::evaluate))
+        .route("/v1/job/{id}/stable", post(made::set_stable).put(made::set_stable))
+        .route("/v1/mesh/job/{id}/restart", post(made::restart).put(made::restart))
+        .route("/v1/system/gc", post(made::collect_garbage).put(made::collect_garbage))
         .route("/v1/job/{id}/deployments", get(rollouts::of_job))
         .route("/v1/job/{id}/deployment", get(rollouts::latest_of_job))
         .route("/v1/deployments", get(rollouts::list))

@@ -5,12 +5,8 @@ use super::answer::HttpError;
 use axum::http::Method;
 
 /// `*` is one segment, a trailing `**` any number of them.
-const KNOWN: [&str; 51] = [
+const KNOWN: [&str; 46] = [
     "jobs/statuses",
-    "job/*/evaluate",
-    "job/*/dispatch",
-    "job/*/periodic/force",
-    "job/*/stable",
     "job/*/submission",
     "job/*/services",
     "job/*/actions",
@@ -44,7 +40,6 @@ const KNOWN: [&str; 51] = [
     "agent/schedulers/config",
     "search",
     "search/fuzzy",
-    "system/gc",
     "system/reconcile/summaries",
     "namespaces",
     "namespace",

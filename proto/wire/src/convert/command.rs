@@ -1,13 +1,15 @@
 //! The replicated commands.
 
-use super::scalar::time;
+use super::scalar::{span, time, to_span};
 use super::{
     ConvertError, Problem, Result, ToModel, ToPb, all, digest, enum_pairs, enumeration, list, optional, required,
     socket_addr, to_digest, to_endpoint, to_uuid, uuid,
 };
 use crate::pb;
 use crate::pb::envelope::Command as Pb;
-use model::{Authority, CatalogImage, Command, Epoch, Index, JobId, JoinToken, Role, ServerId, ServerRecord};
+use model::{
+    Authority, CatalogImage, Command, Epoch, Garbage, Index, JobId, JoinToken, Retention, Role, ServerId, ServerRecord,
+};
 
 impl ToPb<Pb> for Command {
     fn to_pb(&self) -> Pb {
@@ -53,6 +55,22 @@ impl ToPb<Pb> for Command {
             Command::RestoreCatalog { image, evals } => {
                 Pb::RestoreCatalog(pb::RestoreCatalog { snapshot: crate::snapshot::encode(image), evals: all(evals) })
             }
+            Command::DispatchJob { child, eval } => {
+                Pb::DispatchJob(pb::DispatchJob { child: Some(child.to_pb()), eval: Some(eval.to_pb()) })
+            }
+            Command::LaunchPeriodic { parent, launch, child, eval } => Pb::LaunchPeriodic(pb::LaunchPeriodic {
+                parent: parent.0.clone(),
+                launch: launch.0,
+                child: child.as_ref().map(|child| child.to_pb()),
+                eval: Some(eval.to_pb()),
+            }),
+            Command::MarkStable { job_id, version, stable } => {
+                Pb::MarkStable(pb::MarkStable { job_id: job_id.0.clone(), version: *version, stable: *stable })
+            }
+            Command::RestartJob { job_id, eval } => {
+                Pb::RestartJob(pb::RestartJob { job_id: job_id.0.clone(), eval: Some(eval.to_pb()) })
+            }
+            Command::CollectGarbage(garbage) => Pb::CollectGarbage(garbage.to_pb()),
             Command::UpsertEvals(evals) => Pb::UpsertEvals(pb::UpsertEvals { evals: all(evals) }),
             Command::StopAllocs { alloc_ids, evals } => Pb::StopAllocs(pb::StopAllocs {
                 alloc_ids: alloc_ids.iter().map(|id| to_uuid(id.0)).collect(),
@@ -138,6 +156,25 @@ impl ToModel<Command> for Pb {
                 image: Box::new(image(&command.snapshot)?),
                 evals: list(command.evals, "evals")?,
             },
+            Pb::DispatchJob(command) => Command::DispatchJob {
+                child: Box::new(required(command.child, "child")?),
+                eval: required(command.eval, "eval")?,
+            },
+            Pb::LaunchPeriodic(command) => Command::LaunchPeriodic {
+                parent: JobId(command.parent),
+                launch: time(command.launch),
+                child: optional(command.child, "child")?.map(Box::new),
+                eval: required(command.eval, "eval")?,
+            },
+            Pb::MarkStable(command) => Command::MarkStable {
+                job_id: JobId(command.job_id),
+                version: command.version,
+                stable: command.stable,
+            },
+            Pb::RestartJob(command) => {
+                Command::RestartJob { job_id: JobId(command.job_id), eval: required(command.eval, "eval")? }
+            }
+            Pb::CollectGarbage(garbage) => Command::CollectGarbage(Box::new(garbage.to_model()?)),
             Pb::UpsertEvals(command) => Command::UpsertEvals(list(command.evals, "evals")?),
             Pb::StopAllocs(command) => Command::StopAllocs {
                 alloc_ids: command.alloc_ids.iter().map(|id| uuid(id, "alloc_ids")).collect::<Result<_>>()?,
@@ -185,6 +222,57 @@ fn image(bytes: &[u8]) -> Result<CatalogImage> {
         }
         DecodeError::Malformed(_) => ConvertError::new("snapshot", Problem::Invalid("is no snapshot")),
     })
+}
+
+impl ToPb<pb::Garbage> for Garbage {
+    fn to_pb(&self) -> pb::Garbage {
+        pb::Garbage {
+            retention: Some(self.retention.to_pb()),
+            evals: self.evals.iter().map(|id| to_uuid(id.0)).collect(),
+            allocs: self.allocs.iter().map(|id| to_uuid(id.0)).collect(),
+            deployments: self.deployments.iter().map(|id| to_uuid(id.0)).collect(),
+            jobs: self.jobs.iter().map(|id| id.0.clone()).collect(),
+            nodes: self.nodes.iter().map(|id| to_uuid(id.0)).collect(),
+        }
+    }
+}
+
+impl ToModel<Garbage> for pb::Garbage {
+    fn to_model(self) -> Result<Garbage> {
+        Ok(Garbage {
+            retention: required(self.retention, "retention")?,
+            evals: uuids(&self.evals, "evals")?,
+            allocs: uuids(&self.allocs, "allocs")?,
+            deployments: uuids(&self.deployments, "deployments")?,
+            jobs: self.jobs.into_iter().map(JobId).collect(),
+            nodes: uuids(&self.nodes, "nodes")?,
+        })
+    }
+}
+
+fn uuids<T: super::scalar::FromUuid>(ids: &[Vec<u8>], field: &str) -> Result<Vec<T>> {
+    ids.iter().map(|id| uuid(id, field)).collect()
+}
+
+impl ToPb<pb::Retention> for Retention {
+    fn to_pb(&self) -> pb::Retention {
+        let Retention { eval, batch_eval, job, deployment, node } = self;
+        let [eval, batch_eval, job, deployment, node] =
+            [eval, batch_eval, job, deployment, node].map(|span| Some(to_span(*span)));
+        pb::Retention { eval, batch_eval, job, deployment, node }
+    }
+}
+
+impl ToModel<Retention> for pb::Retention {
+    fn to_model(self) -> Result<Retention> {
+        Ok(Retention {
+            eval: span(self.eval, "eval")?,
+            batch_eval: span(self.batch_eval, "batch_eval")?,
+            job: span(self.job, "job")?,
+            deployment: span(self.deployment, "deployment")?,
+            node: span(self.node, "node")?,
+        })
+    }
 }
 
 impl ToPb<pb::Authority> for Authority {

@@ -83,6 +83,7 @@ impl ToPb<pb::Plan> for Plan {
             job_id: self.job_id.0.clone(),
             snapshot_index: self.snapshot_index.0,
             goes_on: self.goes_on,
+            victims: all(&self.victims),
             stops: all(&self.stops),
             placements: Some(to_alloc_set(&self.placements)),
             in_place: self.in_place.iter().map(|id| to_uuid(id.0)).collect(),
@@ -102,6 +103,7 @@ impl ToModel<Plan> for pb::Plan {
             job_id: JobId(self.job_id),
             snapshot_index: Index(self.snapshot_index),
             goes_on: self.goes_on,
+            victims: list(self.victims, "victims")?,
             stops: list(self.stops, "stops")?,
             placements: from_alloc_set(present(self.placements, "placements")?).at("placements")?,
             in_place: self.in_place.iter().enumerate().map(in_place).collect::<Result<_>>()?,
@@ -146,6 +148,7 @@ enum_pairs!(
     PeriodicJob,
     AllocStop,
     FailedFollowUp,
-    MaxPlanAttempts
+    MaxPlanAttempts,
+    Preemption
 );
 enum_pairs!(EvalStatus, pb::EvalStatus, Pending, Blocked, Complete, Failed, Canceled);

@@ -341,6 +341,7 @@ fn plan() -> impl Strategy<Value = Plan> {
             job_id: JobId(job),
             snapshot_index: Index(index),
             goes_on: index % 2 == 1,
+            victims: Vec::new(),
             stops,
             placements,
             in_place: in_place.into_iter().map(AllocId).collect(),
@@ -446,6 +447,8 @@ fn command() -> impl Strategy<Value = Command> {
             let (node_id, eligibility) = (NodeId(id), eligibility(eligible));
             match deadline {
                 0 => Command::SetNodeEligibility { node_id, eligibility, evals },
+                1 => Command::StopAllocs { alloc_ids: vec![AllocId(id)], evals },
+                2 => Command::CollectGarbage(Box::new(garbage(id))),
                 deadline => {
                     let deadline = Timestamp(deadline);
                     let drain = (!deadline.0.is_multiple_of(3)).then_some(Drain {
@@ -470,6 +473,18 @@ fn command() -> impl Strategy<Value = Command> {
                 Command::UpdateDeployment { update, eval }
             }
         ),
+        (valid_job(), word(), any::<[u64; 2]>(), eval()).prop_map(|(job, id, [launch, version], eval)| {
+            let (child, job_id) = (Box::new(job), JobId(id));
+            match version % 4 {
+                0 => Command::DispatchJob { child, eval },
+                1 => {
+                    let child = (launch % 2 == 0).then_some(child);
+                    Command::LaunchPeriodic { parent: job_id, launch: Timestamp(launch), child, eval }
+                }
+                2 => Command::MarkStable { job_id, version, stable: launch % 2 == 0 },
+                _ => Command::RestartJob { job_id, eval },
+            }
+        }),
         (word(), any::<bool>(), eval()).prop_map(|(id, purge, eval)| Command::DeregisterJob {
             job_id: JobId(id),
             purge,
@@ -571,6 +586,7 @@ pub(super) fn image() -> impl Strategy<Value = CatalogImage> {
         created_at_index: Index(at[0]),
         modified_at_index: Index(at[1]),
         job_modified_at_index: Index(at[2]),
+        launched_for: Timestamp(at[0]),
     });
     let members = (vec(server(), 0..2), vec(token(), 0..2), vec(node(), 0..2));
     let work = (vec(record, 0..2), vec(alloc(), 0..3), vec(eval(), 0..2));
@@ -653,6 +669,17 @@ pub(super) fn outcome() -> impl Strategy<Value = Outcome> {
     prop_oneof![applied.prop_map(Ok), refusal.prop_map(Err)]
 }
 
+fn garbage(id: Uuid) -> Garbage {
+    Garbage {
+        retention: Retention::DEFAULT,
+        evals: vec![EvalId(id)],
+        allocs: vec![AllocId(id), AllocId(id)],
+        deployments: vec![DeploymentId(id)],
+        jobs: vec![JobId("old".to_owned())],
+        nodes: vec![NodeId(id)],
+    }
+}
+
 pub(super) fn agent_message() -> impl Strategy<Value = AgentMessage> {
     let hello =
         (word(), any::<u32>(), node(), vec(update(), 0..2)).prop_map(|(version, feature_level, node, allocs)| {
@@ -660,8 +687,9 @@ pub(super) fn agent_message() -> impl Strategy<Value = AgentMessage> {
         });
     let chunk = (any::<(u64, bool)>(), vec(any::<u8>(), 0..20), option::of(text()))
         .prop_map(|((request_id, eof), data, error)| AgentMessage::LogChunk { request_id, data, eof, error });
+    let nodes = || vec(uuid(), 0..3).prop_map(|ids| ids.into_iter().map(NodeId).collect::<Vec<_>>());
     let probes =
-        vec(uuid(), 0..3).prop_map(|ids| AgentMessage::Probes { unreachable: ids.into_iter().map(NodeId).collect() });
+        (nodes(), nodes()).prop_map(|(answering, unreachable)| AgentMessage::Probes { answering, unreachable });
     let allocs = vec(update(), 0..3).prop_map(AgentMessage::Allocs);
     prop_oneof![hello, Just(AgentMessage::Heartbeat), allocs, chunk, probes]
 }
@@ -720,9 +748,14 @@ fn routing() -> impl Strategy<Value = RoutingSnapshot> {
 pub(super) fn server_message() -> impl Strategy<Value = ServerMessage> {
     let kind = prop_oneof![Just(LogKind::Stdout), Just(LogKind::Stderr)];
     prop_oneof![
-        (any::<u32>(), span(), vec(address(), 0..3)).prop_map(|(feature_level, heartbeat_interval, servers)| {
-            ServerMessage::Welcome { feature_level, heartbeat_interval, servers }
-        }),
+        (any::<u32>(), 1..9u32, span(), vec(address(), 0..3)).prop_map(
+            |(feature_level, server_level, heartbeat_interval, servers)| ServerMessage::Welcome {
+                feature_level,
+                heartbeat_interval,
+                servers,
+                server_level,
+            }
+        ),
         option::of(address()).prop_map(|leader| ServerMessage::NotLeader { leader }),
         text().prop_map(|reason| ServerMessage::Refused { reason }),
         (any::<u64>(), vec(alloc(), 0..3))
@@ -952,6 +985,7 @@ pub(super) fn fixed_commands() -> Vec<(&'static str, Envelope)> {
         job_id: JobId("web".to_owned()),
         snapshot_index: Index(4),
         goes_on: false,
+        victims: Vec::new(),
         stops: vec![stop],
         placements: vec![alloc, fixed_alloc(1, job.clone())],
         in_place: vec![AllocId(id(8))],
@@ -989,6 +1023,7 @@ pub(super) fn fixed_image() -> CatalogImage {
         created_at_index: Index(1),
         modified_at_index: Index(2),
         job_modified_at_index: Index(3),
+        launched_for: Timestamp::NEVER,
     };
     CatalogImage {
         index: Index(42),
