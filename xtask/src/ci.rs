@@ -53,14 +53,16 @@ pub fn fix() -> Result<()> {
 }
 
 /// The benchmarks by name, with the crate that holds each.
-const BENCHES: [(&str, &str); 1] = [("datapath", "kernel")];
+const BENCHES: [(&str, &str); 2] = [("datapath", "kernel"), ("scheduler", "scheduler")];
 
 pub fn bench(name: &str) -> Result<()> {
     let Some((_, package)) = BENCHES.iter().find(|(known, _)| *known == name) else {
         bail!("no bench {name}; there are: {}", BENCHES.map(|(known, _)| known).join(", "));
     };
     setup::run()?;
-    build::bench_ebpf()?;
-    build::ebpf()?;
+    if name == "datapath" {
+        build::bench_ebpf()?;
+        build::ebpf()?;
+    }
     run(cargo().args(["bench", "--quiet", "--locked", "--package", package, "--bench", name]))
 }

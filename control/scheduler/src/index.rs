@@ -1,10 +1,10 @@
-//! Nodes by class and free room, so that a few good places are found without looking at every node.
+//! Nodes by size and free room, so that a few good places are found without looking at every node.
 //!
-//! A bucket holds the nodes of one class, of about one size, with about one sixteenth of their processor and memory free.
+//! A bucket holds the nodes of about one size with about as many sixteenths of their processor and memory free.
 //! How many buckets there are does not depend on how many nodes there are; within one, nodes score about alike, and any
 //! of them will do. What is taken from here is scored exactly afterwards.
 
-use crate::state::{ClassId, NodeState};
+use crate::state::NodeState;
 use model::{NodeId, NodeResources};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,6 @@ pub(crate) struct FreeIndex {
 /// Sizes are in quarters of a power of two, free shares in sixteenths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Bucket {
-    pub(crate) class: ClassId,
     size: (u8, u8),
     free: (u8, u8),
 }
@@ -28,7 +27,6 @@ impl FreeIndex {
     pub(crate) fn bucket_of(&self, state: &NodeState) -> Option<Bucket> {
         let (node, used) = (&state.node, state.held.usage.resources);
         node.is_placeable().then(|| Bucket {
-            class: state.class,
             size: (size(node.resources.cpu_mhz), size(node.resources.memory_mb)),
             free: level(used, node.resources),
         })
@@ -74,14 +72,33 @@ impl FreeIndex {
 impl Bucket {
     /// Whether a node of it may have the room; most that has no room is left out without a look at its nodes.
     pub(crate) fn may_hold(&self, demand: NodeResources) -> bool {
-        let room = |size: u8, level: u8| {
-            let top = u128::from(size / 4);
-            let most = (u128::from(4 + size % 4) + 1) << top.saturating_sub(3).max(0);
-            let most = if top > 2 { most } else { 8 };
-            most * (u128::from(level) + 1) / u128::from(LEVELS) + 1
+        let most = |size: u8, level: u8| most_of(size) * (u128::from(level) + 1) / u128::from(LEVELS) + 1;
+        u128::from(demand.cpu_mhz) <= most(self.size.0, self.free.0)
+            && u128::from(demand.memory_mb) <= most(self.size.1, self.free.1)
+    }
+
+    /// What a node in the middle of the bucket has, and what of it is used.
+    pub(crate) fn middle(&self) -> (NodeResources, NodeResources) {
+        let total = |size: u8| u64::try_from(most_of(size)).unwrap_or(u64::MAX);
+        let used = |size: u8, level: u8| {
+            let free = u128::from(total(size)) * (2 * u128::from(level) + 1) / (2 * u128::from(LEVELS));
+            total(size).saturating_sub(u64::try_from(free).unwrap_or(u64::MAX))
         };
-        u128::from(demand.cpu_mhz) <= room(self.size.0, self.free.0)
-            && u128::from(demand.memory_mb) <= room(self.size.1, self.free.1)
+        let room = NodeResources { cpu_mhz: total(self.size.0), memory_mb: total(self.size.1), disk_mb: 0 };
+        let taken = NodeResources {
+            cpu_mhz: used(self.size.0, self.free.0),
+            memory_mb: used(self.size.1, self.free.1),
+            disk_mb: 0,
+        };
+        (taken, room)
+    }
+}
+
+/// The largest total of a size.
+fn most_of(size: u8) -> u128 {
+    match size / 4 {
+        0..3 => 8,
+        top => (u128::from(4 + size % 4) + 1) << (top - 3),
     }
 }
 
@@ -114,13 +131,13 @@ mod tests {
             for used in [0, total / 7, total / 3, total / 2, total] {
                 let room = NodeResources { cpu_mhz: total, memory_mb: total, disk_mb: 0 };
                 let taken = NodeResources { cpu_mhz: used, memory_mb: used, disk_mb: 0 };
-                let bucket = Bucket { class: ClassId(0), size: (size(total), size(total)), free: level(taken, room) };
+                let bucket = Bucket { size: (size(total), size(total)), free: level(taken, room) };
                 let demand = room.minus(taken);
                 assert!(bucket.may_hold(demand), "{used} of {total}: {bucket:?}");
             }
         }
         let (room, none) = (NodeResources { cpu_mhz: 4000, memory_mb: 4000, disk_mb: 0 }, NodeResources::default());
-        let full = Bucket { class: ClassId(0), size: (size(4000), size(4000)), free: level(room, room) };
+        let full = Bucket { size: (size(4000), size(4000)), free: level(room, room) };
         assert!(full.may_hold(none) && !full.may_hold(room));
     }
 }

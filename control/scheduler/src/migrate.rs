@@ -11,7 +11,7 @@ impl<'a> Planner<'_, 'a> {
     /// Moves what stands on draining nodes: at the deadline at once, before it as `migrate` allows; batch work may end.
     pub(crate) fn migrate(
         &mut self,
-        request: &mut Request<'_>,
+        request: &mut Request<'a>,
         group: &TaskGroup,
         held: &mut Held<'a>,
         rollout: &Rollout,
@@ -44,7 +44,7 @@ impl<'a> Planner<'_, 'a> {
 
     fn move_away(
         &mut self,
-        request: &mut Request<'_>,
+        request: &mut Request<'a>,
         group: &TaskGroup,
         rollout: &Rollout,
         (slot, alloc): (u32, &'a Allocation),

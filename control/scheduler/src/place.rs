@@ -65,12 +65,12 @@ impl<'a> Request<'a> {
     }
 
     /// The best node with room, and ports on it. `avoid` is where the slot failed before.
-    pub(crate) fn find<'f>(
+    pub(crate) fn find(
         &mut self,
-        fleet: &Fleet<'f>,
+        fleet: &Fleet<'a>,
         avoid: Option<NodeId>,
         random: &mut Random,
-    ) -> Result<Spot<'f>, PlacementFailure> {
+    ) -> Result<Spot<'a>, PlacementFailure> {
         if let Some((_, failure)) = self.failure.as_ref().filter(|(seen, _)| *seen == fleet.changes()) {
             return Err(failure.clone());
         }
@@ -106,7 +106,7 @@ impl<'a> Request<'a> {
         fits
     }
 
-    fn best(&mut self, fleet: &Fleet<'_>, avoid: Option<NodeId>) -> Option<NodeId> {
+    fn best(&mut self, fleet: &Fleet<'a>, avoid: Option<NodeId>) -> Option<NodeId> {
         let mut ranking = self.ranking.take().unwrap_or_else(|| Ranking::new(self, fleet));
         let mut best = ranking.best(self, fleet, avoid);
         if best.is_none() && !ranking.is_complete() {

@@ -11,10 +11,11 @@
 use crate::balance::Balance;
 use crate::feasible::Memo;
 use crate::fleet::Fleet;
-use crate::index;
+use crate::index::{self, Bucket};
 use crate::place::Request;
 use crate::random::Random;
 use crate::score::{self, Score};
+use crate::state::NodeState;
 use model::NodeId;
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
@@ -23,11 +24,14 @@ use std::collections::{BinaryHeap, HashMap};
 const LANES: usize = 3;
 /// Up to here all nodes are scored: it costs less than choosing some.
 const FEW_NODES: usize = 256;
-/// Nodes that are looked at beyond four for each allocation.
-const SAMPLE: usize = 64;
+/// Nodes that are looked at beyond two for each allocation.
+const SAMPLE: usize = 32;
+
+/// How many times as many nodes as wanted are looked at in a bucket.
+const LOOKS: usize = 4;
 
 pub(crate) struct Ranking<'a> {
-    candidates: Vec<Candidate>,
+    candidates: Vec<Candidate<'a>>,
     by_node: HashMap<NodeId, usize>,
     /// [`LANES`] for each share.
     lanes: Vec<BinaryHeap<Entry>>,
@@ -37,8 +41,8 @@ pub(crate) struct Ranking<'a> {
     complete: bool,
 }
 
-struct Candidate {
-    node: NodeId,
+struct Candidate<'a> {
+    state: &'a NodeState,
     /// Decides between equal scores.
     tie_break: u64,
     affinity: f64,
@@ -66,20 +70,20 @@ struct Top {
 
 impl<'a> Ranking<'a> {
     /// Of all nodes, or of enough for the group when only their room matters.
-    pub(crate) fn new(request: &Request<'a>, fleet: &Fleet<'_>) -> Self {
-        let wanted = request.group.count as usize * 4 + SAMPLE;
+    pub(crate) fn new(request: &Request<'a>, fleet: &Fleet<'a>) -> Self {
+        let wanted = request.group.count as usize * 2 + SAMPLE;
         if !request.is_plain() || fleet.state.len() <= FEW_NODES || wanted * 2 >= fleet.state.len() {
             return Self::complete(request, fleet);
         }
         let mut ranking = Self::empty(request, fleet);
         let mut memo = Memo::default();
-        for node in sample(request, fleet, &mut memo, wanted + fleet.counts(request.number).count()) {
-            ranking.enter(request, fleet, node, 0.0);
+        for state in sample(request, fleet, &mut memo, wanted + fleet.counts(request.number).count()) {
+            ranking.enter(request, fleet, state, 0.0);
         }
         ranking
     }
 
-    pub(crate) fn complete(request: &Request<'a>, fleet: &Fleet<'_>) -> Self {
+    pub(crate) fn complete(request: &Request<'a>, fleet: &Fleet<'a>) -> Self {
         let mut ranking = Self { complete: true, ..Self::empty(request, fleet) };
         let (mut memo, mut affinities) = (Memo::default(), HashMap::new());
         let of_class = request.affinities.are_of_class();
@@ -90,7 +94,7 @@ impl<'a> Ranking<'a> {
             }
             let affinity = || request.affinities.score(&state.node, &|job| room.of_any_job(job));
             let affinity = if of_class { *affinities.entry(state.class).or_insert_with(affinity) } else { affinity() };
-            ranking.enter(request, fleet, state.node.id, affinity);
+            ranking.enter(request, fleet, state, affinity);
         }
         ranking.balance.refresh();
         ranking
@@ -101,10 +105,10 @@ impl<'a> Ranking<'a> {
     }
 
     /// The best node now. `avoid` is where the slot failed before: it counts less there.
-    pub(crate) fn best(&mut self, request: &Request<'a>, fleet: &Fleet<'_>, avoid: Option<NodeId>) -> Option<NodeId> {
+    pub(crate) fn best(&mut self, request: &Request<'a>, fleet: &Fleet<'a>, avoid: Option<NodeId>) -> Option<NodeId> {
         self.follow(request, fleet);
         let best = self.top()?;
-        let node = self.candidates[best.entry.candidate].node;
+        let node = self.candidates[best.entry.candidate].id();
         if avoid != Some(node) {
             return Some(node);
         }
@@ -112,20 +116,23 @@ impl<'a> Ranking<'a> {
         let second = self.top();
         self.lanes[best.lane].push(best.entry);
         let instead = second.filter(|second| self.avoided(&best) <= second.score);
-        Some(instead.map_or(node, |second| self.candidates[second.entry.candidate].node))
+        Some(instead.map_or(node, |second| self.candidates[second.entry.candidate].id()))
     }
 
     /// The best node with its score.
-    pub(crate) fn best_with_score(&mut self, request: &Request<'a>, fleet: &Fleet<'_>) -> Option<(NodeId, f64)> {
+    pub(crate) fn best_with_score(&mut self, request: &Request<'a>, fleet: &Fleet<'a>) -> Option<(NodeId, f64)> {
         self.follow(request, fleet);
-        self.top().map(|top| (self.candidates[top.entry.candidate].node, top.score))
+        self.top().map(|top| (self.candidates[top.entry.candidate].id(), top.score))
     }
 
     /// What the node scores now; `None` when the group cannot be placed there.
-    pub(crate) fn score_of(&mut self, request: &Request<'a>, fleet: &Fleet<'_>, node: NodeId) -> Option<f64> {
+    pub(crate) fn score_of(&mut self, request: &Request<'a>, fleet: &Fleet<'a>, node: NodeId) -> Option<f64> {
         self.follow(request, fleet);
         let candidate = &self.candidates[*self.by_node.get(&node)?];
-        let room = fleet.room(node).filter(|room| request.fits(room) && self.balance.is_open(candidate.share))?;
+        let room = fleet.room_of(candidate.state);
+        if !request.fits(&room) || !self.balance.is_open(candidate.share) {
+            return None;
+        }
         let score = request.score(&room, candidate.affinity);
         let spread = self.balance.has_spreads().then(|| self.balance.boost(candidate.share));
         Some(spread.map_or(score, |boost| score.with(boost)).mean())
@@ -156,7 +163,7 @@ impl<'a> Ranking<'a> {
         best
     }
 
-    fn empty(request: &Request<'a>, fleet: &Fleet<'_>) -> Self {
+    fn empty(request: &Request<'a>, fleet: &Fleet<'a>) -> Self {
         Self {
             candidates: Vec::new(),
             by_node: HashMap::new(),
@@ -167,18 +174,17 @@ impl<'a> Ranking<'a> {
         }
     }
 
-    fn enter(&mut self, request: &Request<'a>, fleet: &Fleet<'_>, node: NodeId, affinity: f64) {
-        let Some(room) = fleet.room(node) else { return };
-        let share = self.balance.share_of(room.node());
+    fn enter(&mut self, request: &Request<'a>, fleet: &Fleet<'a>, state: &'a NodeState, affinity: f64) {
+        let share = self.balance.share_of(&state.node);
         self.lanes.resize_with(self.balance.shares() * LANES, BinaryHeap::new);
-        let tie_break = Random::new(request.seed, &[node.0.as_u128()]).next();
-        self.by_node.insert(node, self.candidates.len());
-        self.candidates.push(Candidate { node, tie_break, affinity, share, entry: 0 });
+        let tie_break = Random::new(request.seed, &[state.node.id.0.as_u128()]).next();
+        self.by_node.insert(state.node.id, self.candidates.len());
+        self.candidates.push(Candidate { state, tie_break, affinity, share, entry: 0 });
         self.rescore(request, fleet, self.candidates.len() - 1);
     }
 
     /// Works in what has changed since.
-    fn follow(&mut self, request: &Request<'a>, fleet: &Fleet<'_>) {
+    fn follow(&mut self, request: &Request<'a>, fleet: &Fleet<'a>) {
         let changes = fleet.changes_after(self.seen);
         self.seen = fleet.changes();
         for change in changes {
@@ -196,10 +202,13 @@ impl<'a> Ranking<'a> {
         }
     }
 
-    fn rescore(&mut self, request: &Request<'a>, fleet: &Fleet<'_>, number: usize) {
+    fn rescore(&mut self, request: &Request<'a>, fleet: &Fleet<'a>, number: usize) {
         let candidate = &mut self.candidates[number];
         candidate.entry += 1;
-        let Some(room) = fleet.room(candidate.node).filter(|room| request.fits(room)) else { return };
+        let room = fleet.room_of(candidate.state);
+        if !request.fits(&room) {
+            return;
+        }
         if !request.affinities.are_of_class() {
             candidate.affinity = request.affinities.score(room.node(), &|job| room.of_any_job(job));
         }
@@ -212,7 +221,7 @@ impl<'a> Ranking<'a> {
 }
 
 /// The lane's best entry that is up to date.
-fn newest(lane: &mut BinaryHeap<Entry>, candidates: &[Candidate]) -> Option<Entry> {
+fn newest(lane: &mut BinaryHeap<Entry>, candidates: &[Candidate<'_>]) -> Option<Entry> {
     while let Some(entry) = lane.peek() {
         if candidates[entry.candidate].entry == entry.number {
             return Some(*entry);
@@ -223,32 +232,34 @@ fn newest(lane: &mut BinaryHeap<Entry>, candidates: &[Candidate]) -> Option<Entr
 }
 
 /// Nodes that score about best, at least `wanted` if there are as many, from the buckets that promise most.
-fn sample(request: &Request<'_>, fleet: &Fleet<'_>, memo: &mut Memo, wanted: usize) -> Vec<NodeId> {
+fn sample<'a>(request: &Request<'a>, fleet: &Fleet<'a>, memo: &mut Memo, wanted: usize) -> Vec<&'a NodeState> {
     let start = NodeId::from_random(Random::new(request.seed, &[]).bits());
-    let promise = |nodes: &std::collections::BTreeSet<NodeId>| {
-        let room = fleet.room(*nodes.first()?)?;
-        Some(score::room(request.algorithm, room.used().plus(request.demand), room.node().resources))
+    let promise = |bucket: &Bucket| {
+        let (used, room) = bucket.middle();
+        score::room(request.algorithm, used.plus(request.demand), room)
     };
-    let mut buckets: Vec<_> = fleet
-        .state
-        .free()
-        .buckets()
-        .filter(|(bucket, nodes)| {
-            let room = nodes.first().and_then(|id| fleet.room(*id));
-            bucket.may_hold(request.demand) && room.is_some_and(|room| request.allows_class(memo, &room))
-        })
-        .filter_map(|(bucket, nodes)| Some((promise(nodes)?, bucket, nodes)))
-        .collect();
+    let buckets = fleet.state.free().buckets().filter(|(bucket, _)| bucket.may_hold(request.demand));
+    let mut buckets: Vec<_> = buckets.map(|(bucket, nodes)| (promise(&bucket), bucket, nodes)).collect();
     buckets.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     let mut found = Vec::with_capacity(wanted);
     for (.., nodes) in buckets {
-        let looked_at = index::from(nodes, start).take(wanted);
-        found.extend(looked_at.filter(|id| fleet.room(*id).is_some_and(|room| request.fits(&room))));
+        let looked_at = index::from(nodes, start).take(LOOKS * wanted).filter_map(|id| fleet.state.state(id));
+        let suits = |state: &&NodeState| {
+            let room = fleet.room_of(state);
+            request.allows_class(memo, &room) && request.fits(&room)
+        };
+        found.extend(looked_at.filter(suits).take(wanted - found.len()));
         if found.len() >= wanted {
             break;
         }
     }
     found
+}
+
+impl Candidate<'_> {
+    fn id(&self) -> NodeId {
+        self.state.node.id
+    }
 }
 
 impl Ord for Entry {

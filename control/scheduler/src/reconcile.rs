@@ -328,7 +328,7 @@ impl<'a> Planner<'_, 'a> {
 
     fn fill_empty(
         &mut self,
-        request: &mut Request<'_>,
+        request: &mut Request<'a>,
         group: &'a TaskGroup,
         held: &mut Held<'a>,
         rollout: &Rollout,
@@ -365,7 +365,7 @@ impl<'a> Planner<'_, 'a> {
 
     fn place_canaries(
         &mut self,
-        request: &mut Request<'_>,
+        request: &mut Request<'a>,
         group: &'a TaskGroup,
         held: &mut Held<'a>,
         rollout: &Rollout,
@@ -384,7 +384,7 @@ impl<'a> Planner<'_, 'a> {
 
     fn roll(
         &mut self,
-        request: &mut Request<'_>,
+        request: &mut Request<'a>,
         group: &'a TaskGroup,
         held: &mut Held<'a>,
         rollout: &Rollout,
@@ -404,7 +404,7 @@ impl<'a> Planner<'_, 'a> {
     /// Whether the new one was placed, or could be once the old one has ended, which it then is told to.
     fn replace(
         &mut self,
-        request: &mut Request<'_>,
+        request: &mut Request<'a>,
         group: &TaskGroup,
         rollout: &Rollout,
         replacement: &Replacement<'a>,
@@ -449,7 +449,7 @@ impl<'a> Planner<'_, 'a> {
     /// Whether the slot could be filled; if not, the failure is noted.
     pub(crate) fn place(
         &mut self,
-        request: &mut Request<'_>,
+        request: &mut Request<'a>,
         group: &TaskGroup,
         empty: &EmptySlot<'_>,
         job: &Arc<Job>,

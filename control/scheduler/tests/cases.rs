@@ -3,8 +3,10 @@
 //! is printed; review it as you would review code.
 //!
 //! ```text
+//! new             an empty cluster
 //! node NAME [cpu= memory= disk= dc= pool= class= attr.KEY= meta.KEY= driver.NAME=healthy|unhealthy eligible=no]
 //! status NODE ready|suspect|disconnected|down
+//! eligible NODE yes|no
 //! set algorithm|preemption VALUE…     spread or binpack; the kinds that may preempt, or none
 //! job NAME [type=system|batch|sysbatch dc=a,b pool= priority= constraint=LEFT|OP|RIGHT affinity=LEFT|OP|RIGHT|WEIGHT
 //!           spread=ATTRIBUTE[|WEIGHT[|VALUE:PERCENT,…]] meta.KEY= depends=JOB[/GROUP] budget=N]
@@ -118,9 +120,15 @@ fn execute(cluster: &mut Cluster, line: &str) -> String {
         ["pause", name] => return step(cluster, name, |update| update.status = Some(DeploymentStatus::Paused)),
         ["resume", name] => return step(cluster, name, |update| update.status = Some(DeploymentStatus::Running)),
         ["fail", name] => return step(cluster, name, |update| update.status = Some(DeploymentStatus::Failed)),
+        ["eligible", name, value] => {
+            let node_id = cluster.node_named(name).id;
+            let eligibility = if *value == "yes" { Eligibility::Eligible } else { Eligibility::Ineligible };
+            cluster.must(Command::SetNodeEligibility { node_id, eligibility, evals: Vec::new() });
+        }
         ["drain", name, deadline] => drain(cluster, name, deadline),
         ["plan", name] => return plan(cluster, name),
         ["allocs"] => return allocs(cluster),
+        ["new"] => *cluster = Cluster::new(1),
         ["set", what, values @ ..] => set(cluster, what, values),
         ["rebalance"] => return rebalance(cluster, 100),
         ["rebalance", most] => return rebalance(cluster, most.parse().unwrap()),
