@@ -118,6 +118,14 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
 pub enum AgentCommand {
     /// Run this node's agent; joins with a token at its first start
     Run(Box<AgentOptions>),
+    /// Take a stopped agent's data path off this machine: programs, maps, interfaces, firewall rules; tasks stay, without a
+    /// network
+    Detach {
+        #[arg(long, default_value = AGENT_DIR)]
+        data_dir: PathBuf,
+        #[arg(long, default_value = PIN_ROOT)]
+        pin_root: PathBuf,
+    },
     /// Remove everything a stopped agent left on this machine: tasks, namespaces, cgroups, links and pins
     Purge {
         #[arg(long, default_value = AGENT_DIR)]
@@ -214,6 +222,10 @@ pub fn agent(command: AgentCommand) -> Result<()> {
     log_to_stderr();
     match command {
         AgentCommand::Run(options) => runtime()?.block_on(agent::run(options.config()?)),
+        AgentCommand::Detach { data_dir, pin_root } => {
+            let defaults = AgentConfig::for_address(IpAddr::V4(Ipv4Addr::LOCALHOST));
+            Ok(runtime()?.block_on(agent::detach(&AgentConfig { data_dir, pin_root, ..defaults }))?)
+        }
         AgentCommand::Purge { data_dir, pin_root } => {
             let defaults = AgentConfig::for_address(IpAddr::V4(Ipv4Addr::LOCALHOST));
             let config = AgentConfig { data_dir, pin_root, ..defaults };

@@ -55,6 +55,7 @@ fn standalone(agent: AgentHandle) -> Router {
     Router::new()
         .route("/v1/agent/self", get(own))
         .route("/v1/agent/health", get(health))
+        .route("/v1/metrics", get(metrics))
         .with_state(agent.clone())
         .merge(router(agent))
         .fallback(elsewhere)
@@ -75,6 +76,26 @@ async fn trace(State(agent): State<AgentHandle>, Query(asked): Query<TraceQuesti
     match agent.data_path.trace(asked).await {
         Ok(report) => json_body(StatusCode::OK, &report),
         Err(reason) => (StatusCode::BAD_REQUEST, reason).into_response(),
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct MetricsQuery {
+    #[serde(default)]
+    format: String,
+}
+
+async fn metrics(State(agent): State<AgentHandle>, Query(asked): Query<MetricsQuery>) -> Response {
+    if asked.format != "prometheus" {
+        let said = "an agent tells its metrics to Prometheus only: /v1/metrics?format=prometheus";
+        return (StatusCode::NOT_IMPLEMENTED, said).into_response();
+    }
+    match agent.data_path.report().await {
+        Ok(report) => {
+            let kind = "text/plain; version=0.0.4; charset=utf-8";
+            (StatusCode::OK, [(header::CONTENT_TYPE, kind)], crate::net::prometheus(&report)).into_response()
+        }
+        Err(reason) => (StatusCode::INTERNAL_SERVER_ERROR, reason).into_response(),
     }
 }
 

@@ -47,6 +47,16 @@ pub async fn purge(config: &AgentConfig) -> Result<(), PurgeError> {
     if left.is_empty() { Ok(()) } else { Err(PurgeError::Left(left)) }
 }
 
+/// Takes a stopped agent's data path off the machine, and the networks of its allocations with it: programs, maps,
+/// interfaces, addresses, firewall rules. Tasks, files and the node's identity stay; the next agent builds it all again.
+pub async fn detach(config: &AgentConfig) -> Result<(), PurgeError> {
+    let data = DataDir::inspect(&config.data_dir)?;
+    await_end_of_agent(&data).await?;
+    let Some(id) = node_id(&data) else { return Ok(()) };
+    let outcome = crate::net::purge(id, &config.pin_root).await;
+    outcome.map_err(|error| PurgeError::Left(vec![format!("the network of node {id} ({})", report(&error))]))
+}
+
 /// An agent that was dropped or killed just now may hold the state a moment longer.
 async fn await_end_of_agent(data: &DataDir) -> Result<(), PurgeError> {
     let until = Instant::now() + AGENT_ENDS_WITHIN;

@@ -4,17 +4,19 @@
 //! instance that is not to get new flows leaves the rings and keeps its backend entry, so that its flows live on.
 
 use crate::image::MapImage;
-use crate::indices::{Assigner, BackendKey, Full, Indices, RingMember};
+use crate::indices::{Assigner, BackendKey, Full, GivenRing, Indices, RingMember, Table};
 use crate::maglev::Member;
 use crate::problem::{RouteProblem, RouteProblemKind};
 use crate::routes::{BackendRoute, BackendState, FrontendRoute, FrontendSource, ServiceRoutes};
+use crate::shares::{self, Candidate};
 use crate::snapshot::{LocalEndpoint, Mac, Snapshot, Uplink};
 use crate::tags::{self, EdgePort, Excerpt, Proto};
 use abi::{Backend, Be16, Be32, Endpoint, Node, VipKey, VipValue};
 use ipnet::IpNet;
-use model::{Health, Instance, InstanceNetwork, NodeId, NodeStatus, RoutedNode, RoutedService};
+use model::{Health, Instance, InstanceNetwork, NodeId, RoutedNode, RoutedService, Steering, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 /// What a node's maps must hold, what could not be done, and the same in words of services.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +25,8 @@ pub struct Compilation {
     pub indices: Indices,
     pub services: Vec<ServiceRoutes>,
     pub problems: Vec<RouteProblem>,
+    /// When the same snapshot compiles to something else: a slow start goes on.
+    pub next_change: Option<Timestamp>,
 }
 
 impl Compilation {
@@ -37,16 +41,21 @@ pub fn compile(snapshot: &Snapshot, before: &Indices) -> Compilation {
         image: MapImage::default(),
         assigner: Assigner::new(before, snapshot.now),
         nodes: BTreeMap::new(),
+        zones: Zones::of(snapshot),
         problems: Vec::new(),
         services: Vec::new(),
+        dialled: BTreeMap::new(),
+        refused: BTreeMap::new(),
+        next_change: None,
     };
     compiler.add_uplink();
     compiler.add_nodes();
     compiler.add_endpoints();
     let edges = compiler.add_services();
     compiler.add_host_ports(&edges);
-    let Compiler { image, assigner, problems, services, .. } = compiler;
-    Compilation { indices: assigner.finish(image), services, problems }
+    compiler.count_refused();
+    let Compiler { image, assigner, problems, services, next_change, .. } = compiler;
+    Compilation { indices: assigner.finish(image), services, problems, next_change }
 }
 
 struct Compiler<'a> {
@@ -55,8 +64,21 @@ struct Compiler<'a> {
     assigner: Assigner<'a>,
     /// Nodes that are not down, with their index.
     nodes: BTreeMap<NodeId, u32>,
+    zones: Zones<'a>,
     problems: Vec<RouteProblem>,
     services: Vec<ServiceRoutes>,
+    /// Which service each virtual address and port is, so that a second one does not take it over.
+    dialled: BTreeMap<VipKey, String>,
+    /// Entries that found no room.
+    refused: BTreeMap<Table, u32>,
+    next_change: Option<Timestamp>,
+}
+
+/// Which nodes are as near to a client of this one as the node itself.
+struct Zones<'a> {
+    /// Empty: this node says none, and nothing is near or far.
+    own: &'a str,
+    by_node: BTreeMap<NodeId, &'a str>,
 }
 
 /// An instance with its entry in the backend map.
@@ -88,7 +110,7 @@ impl<'a> Compiler<'a> {
     }
 
     fn add_nodes(&mut self) {
-        let up = |node: &&RoutedNode| node.status != NodeStatus::Down || node.id == self.snapshot.node_id;
+        let up = |node: &&RoutedNode| node.status.is_reachable() || node.id == self.snapshot.node_id;
         for node in self.snapshot.routing.nodes.iter().filter(up) {
             let Some(index) = self.add_node(node) else { continue };
             self.nodes.insert(node.id, index);
@@ -153,9 +175,12 @@ impl<'a> Compiler<'a> {
         tag: u32,
     ) -> Result<Option<Placed<'a>>, RouteProblemKind> {
         let addr = be32(instance.address).ok_or(RouteProblemKind::Ipv6 { address: instance.address })?;
+        if addr.is_zero() || instance.port == 0 {
+            return nowhere(instance);
+        }
         let Some(node) = self.nodes.get(&instance.node_id).copied() else { return self.unplaced(instance) };
         let key = BackendKey { addr, port: Be16::new(instance.port), proto: proto.number(), service: tag };
-        let id = self.assigner.backend(key).map_err(|_| RouteProblemKind::TableFull { table: "backend" })?;
+        let id = self.assigner.backend(key).map_err(|full| self.full(full))?;
         let local = if node == abi::NODE_SELF { abi::BACKEND_LOCAL } else { 0 };
         let host = if instance.network == InstanceNetwork::Host { abi::BACKEND_HOST } else { 0 };
         let BackendKey { addr, port, proto: number, service } = key;
@@ -183,12 +208,19 @@ impl<'a> Compiler<'a> {
     fn add_vips(&mut self, service: &RoutedService, placed: &[Placed<'_>]) -> Vec<FrontendRoute> {
         let asked = |placed: &Placed<'_>| Some(EdgePort { port: placed.instance.vip_port?, proto: placed.proto });
         let ports: BTreeSet<EdgePort> = placed.iter().filter_map(asked).collect();
-        let Some(vip) = be32(service.vip) else { return Vec::new() };
+        let Some(vip) = be32(service.vip).filter(|vip| !vip.is_zero()) else { return Vec::new() };
         let mut frontends = Vec::new();
         for port in ports {
+            if let Some(holder) = self.dialled.get(&vip_key(vip, port)) {
+                let (address, port, holder) = (service.vip, port.port, holder.clone());
+                self.report(&service.name, RouteProblemKind::AddressTaken { address, port, holder });
+                continue;
+            }
+            self.dialled.insert(vip_key(vip, port), service.name.clone());
             let behind = placed.iter().filter(|placed| asked(placed) == Some(port));
-            let members = ring_members(takers(behind).into_iter());
-            let added = self.add_frontend(vip_key(vip, port), 0, members, FrontendSource::Vip);
+            let members = self.ring_members(&takers(behind), steering(service));
+            self.check_weights(service, port, &members);
+            let added = self.add_frontend(&service.name, vip_key(vip, port), 0, members, FrontendSource::Vip);
             frontends.extend(self.or_report(&service.name, added));
         }
         frontends
@@ -212,8 +244,10 @@ impl<'a> Compiler<'a> {
             let asks = |placed: &&Placed<'_>| placed.proto == port.proto && has_tag(placed.instance, &tags);
             let asking: Vec<_> = placed.iter().filter(asks).collect();
             edges.insert(port, Edge::new(service, &asking));
-            let members = ring_members(takers(asking.into_iter()).into_iter());
-            let added = self.add_frontend(vip_key(addr, port), abi::VIP_EDGE, members, FrontendSource::Edge);
+            let members = self.ring_members(&takers(asking.into_iter()), steering(service));
+            self.check_weights(service, port, &members);
+            let added =
+                self.add_frontend(&service.name, vip_key(addr, port), abi::VIP_EDGE, members, FrontendSource::Edge);
             frontends.extend(self.or_report(&service.name, added));
         }
         frontends
@@ -262,8 +296,9 @@ impl<'a> Compiler<'a> {
 
     fn add_host_port(&mut self, uplink: Be32, endpoint: &LocalEndpoint, addr: Be32, port: &model::AllocatedPort) {
         let key = BackendKey { addr, port: Be16::new(port.to), proto: Proto::Tcp.number(), service: HOST_PORT };
-        let Ok(id) = self.assigner.backend(key) else {
-            return self.report_host_port(endpoint, "backend");
+        let id = match self.assigner.backend(key) {
+            Ok(id) => id,
+            Err(full) => return self.report_host_port(endpoint, full),
         };
         let flags = abi::BACKEND_LOCAL;
         let backend =
@@ -271,6 +306,7 @@ impl<'a> Compiler<'a> {
         self.image.backends.insert(id, backend);
         let members = vec![RingMember { member: Member { key: key.member_key(), weight: 1 }, id }];
         let added = self.add_frontend(
+            &format!("allocation {}", endpoint.alloc_id.short()),
             vip_key(uplink, tcp_port(port.host_port)),
             abi::VIP_EDGE,
             members,
@@ -278,7 +314,7 @@ impl<'a> Compiler<'a> {
         );
         match added {
             Ok(frontend) => self.attach_host_port(endpoint, port, frontend),
-            Err(_) => self.report_host_port(endpoint, "frontend"),
+            Err(full) => self.report_host_port(endpoint, full),
         }
     }
 
@@ -290,20 +326,79 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn report_host_port(&mut self, endpoint: &LocalEndpoint, table: &'static str) {
+    fn report_host_port(&mut self, endpoint: &LocalEndpoint, full: Full) {
         let service = format!("allocation {}", endpoint.alloc_id.short());
-        self.report(&service, RouteProblemKind::TableFull { table });
+        let kind = self.full(full);
+        self.report(&service, kind);
+    }
+
+    /// How many are needed in all is known at the end.
+    fn full(&mut self, full: Full) -> RouteProblemKind {
+        *self.refused.entry(full.table).or_default() += full.entries;
+        let (table, capacity) = (full.table.name(), full.table.capacity());
+        RouteProblemKind::TableFull { table, needed: capacity, capacity }
+    }
+
+    fn count_refused(&mut self) {
+        for problem in &mut self.problems {
+            if let RouteProblemKind::TableFull { table, needed, capacity } = &mut problem.kind {
+                let refused = self.refused.iter().find(|(refused, _)| refused.name() == *table);
+                *needed = capacity.saturating_add(refused.map_or(0, |(_, entries)| *entries));
+            }
+        }
+    }
+
+    fn check_weights(&mut self, service: &RoutedService, port: EdgePort, members: &[RingMember]) {
+        if !members.is_empty() && members.iter().all(|member| member.member.weight == 0) {
+            self.report(&service.name, RouteProblemKind::NoWeight { port: port.port });
+        }
+    }
+
+    /// Ordered by what all nodes agree on; an address registered twice counts once, by its greater
+    /// weight.
+    fn ring_members(&mut self, takers: &[&Placed<'_>], steering: Steering) -> Vec<RingMember> {
+        let mut by_id: BTreeMap<u32, &Placed<'_>> = BTreeMap::new();
+        for placed in takers {
+            let held = by_id.entry(placed.id).or_insert(placed);
+            if placed.instance.weight > held.instance.weight {
+                *held = placed;
+            }
+        }
+        let candidates: Vec<Candidate> =
+            by_id.values().map(|placed| self.candidate(placed, steering.slow_start)).collect();
+        if let Some(wait) = shares::next_step(&candidates, steering.slow_start) {
+            let next = self.snapshot.now.plus(wait);
+            self.next_change = Some(self.next_change.map_or(next, |known| known.min(next)));
+        }
+        let weights = shares::shares(&candidates, steering);
+        let member = |((id, placed), weight): ((&u32, &&Placed<'_>), u16)| RingMember {
+            member: Member { key: placed.key.member_key(), weight },
+            id: *id,
+        };
+        let mut members: Vec<RingMember> = by_id.iter().zip(weights).map(member).collect();
+        members.sort();
+        members
+    }
+
+    fn candidate(&mut self, placed: &Placed<'_>, slow_start: Duration) -> Candidate {
+        let age = (!slow_start.is_zero()).then(|| self.assigner.taking_for(placed.key)).flatten();
+        Candidate { weight: placed.instance.weight, age, near: self.zones.is_near(placed.instance.node_id) }
     }
 
     fn add_frontend(
         &mut self,
+        service: &str,
         key: VipKey,
         flags: u16,
         members: Vec<RingMember>,
         source: FrontendSource,
     ) -> Result<FrontendRoute, Full> {
-        let ring = self.assigner.ring(&key, members)?;
-        let frontend = u16::try_from(ring).map_err(|_| Full)?;
+        let GivenRing { index: ring, refused } = self.assigner.ring(&key, members)?;
+        if let Some(full) = refused {
+            let kind = self.full(full);
+            self.report(service, kind);
+        }
+        let frontend = u16::try_from(ring).map_err(|_| Full { table: Table::Frontends, entries: 1 })?;
         self.image.vips.insert(key, VipValue { frontend, flags, ring });
         let address = IpAddr::V4(Ipv4Addr::from(key.addr));
         let proto = if key.proto == abi::PROTO_UDP { Proto::Udp } else { Proto::Tcp };
@@ -311,12 +406,26 @@ impl<'a> Compiler<'a> {
     }
 
     fn or_report(&mut self, service: &str, added: Result<FrontendRoute, Full>) -> Option<FrontendRoute> {
-        added.inspect_err(|_| self.report(service, RouteProblemKind::TableFull { table: "ring" })).ok()
+        match added {
+            Ok(frontend) => Some(frontend),
+            Err(full) => {
+                let kind = self.full(full);
+                self.report(service, kind);
+                None
+            }
+        }
     }
 
     fn report(&mut self, service: &str, kind: RouteProblemKind) {
         self.problems.push(RouteProblem { service: service.to_owned(), kind });
     }
+}
+
+/// One that registers no port asks for nothing, unless it does.
+fn nowhere<'a>(instance: &Instance) -> Result<Option<Placed<'a>>, RouteProblemKind> {
+    let asks = instance.vip_port.is_some() || instance.tags.iter().any(|tag| matches!(tags::parse(tag), Some(Ok(_))));
+    let Instance { address, port, alloc_id, .. } = *instance;
+    if asks { Err(RouteProblemKind::Nowhere { address, port, alloc_id }) } else { Ok(None) }
 }
 
 /// The service tag of backends behind mapped host ports.
@@ -351,19 +460,24 @@ fn takers<'p, 'a: 'p>(placed: impl Iterator<Item = &'p Placed<'a>>) -> Vec<&'p P
     if active.is_empty() { of(|instance| instance.health != Health::Critical) } else { active }
 }
 
-/// Ordered by what all nodes agree on; an address registered twice counts once.
-fn ring_members<'p, 'a: 'p>(takers: impl Iterator<Item = &'p Placed<'a>>) -> Vec<RingMember> {
-    let by_id: BTreeMap<u32, RingMember> = takers.map(|placed| (placed.id, placed.ring_member())).collect();
-    let mut members: Vec<RingMember> = by_id.into_values().collect();
-    members.sort();
-    members
+/// What the service's instances ask for, together.
+fn steering(service: &RoutedService) -> Steering {
+    service.instances.iter().map(|instance| instance.steering).reduce(Steering::merge).unwrap_or_default()
+}
+
+impl<'a> Zones<'a> {
+    fn of(snapshot: &'a Snapshot) -> Self {
+        let by_node: BTreeMap<NodeId, &str> =
+            snapshot.routing.nodes.iter().map(|node| (node.id, node.zone.as_str())).collect();
+        Self { own: by_node.get(&snapshot.node_id).copied().unwrap_or_default(), by_node }
+    }
+
+    fn is_near(&self, node: NodeId) -> bool {
+        self.own.is_empty() || self.by_node.get(&node) == Some(&self.own)
+    }
 }
 
 impl Placed<'_> {
-    fn ring_member(&self) -> RingMember {
-        RingMember { member: Member { key: self.key.member_key(), weight: self.instance.weight }, id: self.id }
-    }
-
     fn route(&self) -> BackendRoute {
         BackendRoute {
             id: self.id,

@@ -19,6 +19,24 @@ pub struct MapImage {
     pub endpoints: BTreeMap<Be32, Endpoint>,
 }
 
+impl MapImage {
+    /// Every table with its entries in use and its room.
+    pub fn fill(&self) -> [(&'static str, u32, u32); 7] {
+        use abi::maps as max;
+        let slots = self.rings.values().map(|ring| ring.slots.len()).sum();
+        let entries = |table, used: usize, capacity| (table, u32::try_from(used).unwrap_or(u32::MAX), capacity);
+        [
+            entries("vips", self.vips.len(), max::VIPS_MAX),
+            entries("rings", self.rings.len(), max::RING_HEADS_MAX),
+            entries("ring_slots", slots, max::RING_SLOTS_MAX),
+            entries("backends", self.backends.len(), max::BACKENDS_MAX),
+            entries("nodes", self.nodes.len(), max::NODES_MAX),
+            entries("blocks", self.blocks.len(), max::BLOCKS_MAX),
+            entries("endpoints", self.endpoints.len(), max::ENDPOINTS_MAX),
+        ]
+    }
+}
+
 /// A published ring: its head and the backend ids in its slab, `head.size()` of them.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Ring {

@@ -26,6 +26,8 @@ pub struct Indices {
     image: MapImage,
     /// What each ring was made of, so that an unchanged one is not computed again. Unknown after a restart.
     members: BTreeMap<u32, Vec<RingMember>>,
+    /// Since when each backend that starts slowly takes new flows.
+    taking: BTreeMap<BackendKey, Timestamp>,
     resting: Resting,
 }
 
@@ -63,7 +65,7 @@ impl Indices {
             backends: image.backends.iter().filter(|(_, backend)| is_down(backend)).map(|(id, _)| (*id, now)).collect(),
             ..Resting::default()
         };
-        Self { image, members: BTreeMap::new(), resting }
+        Self { image, resting, ..Self::default() }
     }
 
     /// What the last compilation wanted in the maps.
@@ -118,15 +120,58 @@ pub(crate) struct Assigner<'a> {
     slabs: BTreeMap<u32, u32>,
     rings: BTreeMap<u32, Ring>,
     members: BTreeMap<u32, Vec<RingMember>>,
+    taking: BTreeMap<BackendKey, Timestamp>,
     /// Below these nothing is free: numbers only get taken in one compilation.
     backend_cursor: u32,
     ring_cursor: u32,
     node_cursor: u32,
 }
 
-/// A map has no room for one more.
+/// A map has no room for this many entries more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Full;
+pub(crate) struct Full {
+    pub table: Table,
+    pub entries: u32,
+}
+
+/// What can be full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Table {
+    Backends,
+    Frontends,
+    RingSlots,
+    Nodes,
+}
+
+impl Table {
+    pub fn name(self) -> &'static str {
+        match self {
+            Table::Backends => "backend",
+            Table::Frontends => "frontend",
+            Table::RingSlots => "ring slot",
+            Table::Nodes => "node",
+        }
+    }
+
+    pub fn capacity(self) -> u32 {
+        match self {
+            Table::Backends => abi::maps::BACKENDS_MAX,
+            Table::Frontends => abi::maps::RING_HEADS_MAX.min(abi::maps::VIPS_MAX),
+            Table::RingSlots => abi::maps::RING_SLOTS_MAX,
+            Table::Nodes => abi::maps::NODES_MAX,
+        }
+    }
+
+    fn full(self, entries: u32) -> Full {
+        Full { table: self, entries }
+    }
+}
+
+/// A ring's number, and whether it had to stay as it was for want of room.
+pub(crate) struct GivenRing {
+    pub index: u32,
+    pub refused: Option<Full>,
+}
 
 impl<'a> Assigner<'a> {
     pub fn new(before: &'a Indices, now: Timestamp) -> Self {
@@ -144,6 +189,7 @@ impl<'a> Assigner<'a> {
             nodes_used: BTreeSet::new(),
             rings: BTreeMap::new(),
             members: BTreeMap::new(),
+            taking: BTreeMap::new(),
             backend_cursor: 1,
             ring_cursor: 1,
             node_cursor: 1,
@@ -154,11 +200,26 @@ impl<'a> Assigner<'a> {
         let taken = |id: u32| self.before.image.backends.contains_key(&id);
         let id = match self.backends.get(&key) {
             Some(id) => *id,
-            None => next_free(&mut self.backend_cursor, abi::maps::BACKENDS_MAX, taken)?,
+            None => next_free(&mut self.backend_cursor, Table::Backends, taken)?,
         };
         self.backends.insert(key, id);
         self.backends_used.insert(id);
         Ok(id)
+    }
+
+    /// How long a backend has been taking new flows; `None` for longer than is remembered.
+    pub fn taking_for(&mut self, key: BackendKey) -> Option<Duration> {
+        let took = |id: &u32| {
+            let present = self.before.image.backends.get(id);
+            present.is_some_and(|backend| backend.flags & (abi::BACKEND_DOWN | abi::BACKEND_DRAINING) == 0)
+        };
+        let since = match self.before.taking.get(&key) {
+            Some(since) => *since,
+            None if self.backends.get(&key).is_some_and(took) => return None,
+            None => self.now,
+        };
+        self.taking.insert(key, since);
+        Some(self.now.since(since))
     }
 
     pub fn node(&mut self, addr: Be32) -> Result<u32, Full> {
@@ -168,24 +229,32 @@ impl<'a> Assigner<'a> {
         };
         let index = match self.nodes.get(&addr) {
             Some(index) if *index != abi::NODE_SELF => *index,
-            _ => next_free(&mut self.node_cursor, abi::maps::NODES_MAX, taken)?,
+            _ => next_free(&mut self.node_cursor, Table::Nodes, taken)?,
         };
         self.nodes.insert(addr, index);
         self.nodes_used.insert(index);
         Ok(index)
     }
 
-    /// The ring of a frontend; its number is the frontend's as well.
-    pub fn ring(&mut self, key: &VipKey, members: Vec<RingMember>) -> Result<u32, Full> {
+    /// The ring of a frontend; its number is the frontend's as well. One that was there goes on with what it had when the
+    /// new one finds no room.
+    pub fn ring(&mut self, key: &VipKey, members: Vec<RingMember>) -> Result<GivenRing, Full> {
         let index = self.ring_index(key)?;
-        let ring = match self.before.image.rings.get(&index) {
-            Some(ring) if self.before.members.get(&index) == Some(&members) => ring.clone(),
-            present => self.fill_ring(present, &members)?,
+        let present = self.before.image.rings.get(&index).filter(|_| self.before.image.vips.contains_key(key));
+        let (ring, refused) = match present {
+            Some(ring) if self.before.members.get(&index) == Some(&members) => (ring.clone(), None),
+            Some(ring) => match self.fill_ring(Some(ring), &members) {
+                Ok(filled) => (filled, None),
+                Err(full) => (ring.clone(), Some(full)),
+            },
+            None => (self.fill_ring(self.before.image.rings.get(&index), &members)?, None),
         };
         self.rings_used.insert(index);
         self.rings.insert(index, ring);
-        self.members.insert(index, members);
-        Ok(index)
+        if refused.is_none() {
+            self.members.insert(index, members);
+        }
+        Ok(GivenRing { index, refused })
     }
 
     fn ring_index(&mut self, key: &VipKey) -> Result<u32, Full> {
@@ -196,7 +265,7 @@ impl<'a> Assigner<'a> {
         };
         match before.image.vips.get(key) {
             Some(value) if !self.rings_used.contains(&value.ring) => Ok(value.ring),
-            _ => next_free(&mut self.ring_cursor, abi::maps::RING_HEADS_MAX, taken),
+            _ => next_free(&mut self.ring_cursor, Table::Frontends, taken),
         }
     }
 
@@ -226,7 +295,7 @@ impl<'a> Assigner<'a> {
             base = base.max(taken.saturating_add(*taken_length));
         }
         let fits = base.checked_add(length).is_some_and(|end| end <= abi::maps::RING_SLOTS_MAX);
-        fits.then(|| self.slabs.insert(base, length)).map(|_| base).ok_or(Full)
+        fits.then(|| self.slabs.insert(base, length)).map(|_| base).ok_or(Table::RingSlots.full(length))
     }
 
     /// Adds what rests to the image, and remembers the whole for the next time.
@@ -238,7 +307,7 @@ impl<'a> Assigner<'a> {
         let tombstones = self.rest_rings(&mut resting);
         image.rings = self.rings;
         image.rings.extend(tombstones);
-        Indices { image, members: self.members, resting }
+        Indices { image, members: self.members, taking: self.taking, resting }
     }
 
     fn rest_backends(&self, image: &mut MapImage, resting: &mut Resting) {
@@ -296,10 +365,11 @@ fn rests(since: Option<&Timestamp>, now: Timestamp, grace: Duration) -> bool {
 }
 
 /// Moves the cursor past the next number that nothing holds.
-fn next_free(cursor: &mut u32, end: u32, taken: impl Fn(u32) -> bool) -> Result<u32, Full> {
+fn next_free(cursor: &mut u32, table: Table, taken: impl Fn(u32) -> bool) -> Result<u32, Full> {
+    let end = table.capacity();
     let number = (*cursor..end).find(|number| !taken(*number));
     *cursor = number.map_or(end, |number| number + 1);
-    number.ok_or(Full)
+    number.ok_or(table.full(1))
 }
 
 impl BackendKey {

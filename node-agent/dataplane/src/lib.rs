@@ -14,6 +14,7 @@ pub mod indices;
 pub mod maglev;
 pub mod problem;
 pub mod routes;
+pub mod shares;
 pub mod snapshot;
 pub mod tags;
 #[cfg(test)]

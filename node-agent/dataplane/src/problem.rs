@@ -29,10 +29,19 @@ pub enum RouteProblemKind {
         "port {port} is also the host port of allocation {alloc_id} here; the route stands, the host port does not"
     )]
     HostPortHidden { port: u16, alloc_id: AllocId },
+    #[error("{address}:{port} is already dialled for service `{holder}`; stop one of the two, and the other keeps it")]
+    AddressTaken { address: IpAddr, port: u16, holder: String },
+    #[error("instance {address}:{port} of allocation {alloc_id} can be sent nothing: it has no address or no port")]
+    Nowhere { address: IpAddr, port: u16, alloc_id: AllocId },
+    #[error("every instance behind port {port} weighs nothing, so none takes new flows; give one a weight")]
+    NoWeight { port: u16 },
     #[error("address {address} is IPv6, which is not built yet")]
     Ipv6 { address: IpAddr },
-    #[error("the node's {table} table is full; nothing more can be added until services go")]
-    TableFull { table: &'static str },
+    #[error(
+        "the node's {table} table holds {capacity} entries and {needed} are needed; what was there goes on, the rest waits \
+         until services go"
+    )]
+    TableFull { table: &'static str, needed: u32, capacity: u32 },
     #[error(
         "instance {address}:{port} is on node {node}, which this agent does not know; it is left out until it does"
     )]

@@ -35,6 +35,7 @@ fn node(number: u8) -> RoutedNode {
         address: IpAddr::V4(Ipv4Addr::new(10, 77, 0, 10 + number)),
         blocks: vec![format!("10.64.{number}.0/26").parse().expect("a block")],
         status: NodeStatus::Ready,
+        zone: String::new(),
     }
 }
 
@@ -57,6 +58,7 @@ fn instance(service: &str, number: u8, host: u8) -> Instance {
         health: Health::Passing,
         draining: false,
         modified_at_index: Index(1),
+        steering: model::Steering::default(),
     }
 }
 
@@ -493,4 +495,180 @@ proptest! {
         let compilation = compile(&snapshot, &Indices::default());
         prop_assert!(compilation.problems.len() >= 2);
     }
+}
+
+fn share_of(compilation: &Compilation, number: u8) -> f64 {
+    let service = &compilation.services[0];
+    let backend = service.backends.iter().find(|backend| backend.node == format!("n{number}")).expect("a backend");
+    service.ring_share(backend, compilation.image())
+}
+
+#[test]
+fn weights_shape_the_ring_and_nothing_takes_an_instance_out() {
+    let mut services = web();
+    for (instance, weight) in services[0].instances.iter_mut().zip([3, 1, 0]) {
+        instance.weight = weight;
+    }
+    let compilation = fresh(&snapshot(services));
+    let shares = [1, 2, 3].map(|number| (share_of(&compilation, number) * 100.0).round());
+    assert_eq!(shares, [75.0, 25.0, 0.0]);
+    assert!(compilation.image().backends.values().all(|backend| backend.flags & abi::BACKEND_DRAINING == 0));
+}
+
+#[test]
+fn a_zone_keeps_its_flows_while_somebody_there_takes_them() {
+    let steering = model::Steering { zone_spill: Some(10), ..model::Steering::default() };
+    let mut services = web();
+    services[0].instances.iter_mut().for_each(|instance| instance.steering = steering);
+    let mut snapshot = snapshot(services);
+    for (node, zone) in snapshot.routing.nodes.iter_mut().zip(["a", "b", "b"]) {
+        node.zone = zone.to_owned();
+    }
+    let near = fresh(&snapshot);
+    assert_eq!((share_of(&near, 1) * 10.0).round(), 9.0, "nine of ten stay");
+    snapshot.routing.services[0].instances[0].health = Health::Critical;
+    let gone = fresh(&snapshot);
+    assert_eq!((share_of(&gone, 1), (share_of(&gone, 2) * 10.0).round()), (0.0, 5.0), "nobody here: all leave");
+    snapshot.routing.nodes[0].zone.clear();
+    snapshot.routing.services[0].instances[0].health = Health::Passing;
+    assert_eq!((share_of(&fresh(&snapshot), 1) * 3.0).round(), 1.0, "a node without a zone prefers none");
+}
+
+#[test]
+fn a_new_instance_starts_slowly_and_those_of_before_do_not() {
+    let steering = model::Steering { slow_start: Duration::from_secs(10), ..model::Steering::default() };
+    let mut services = web();
+    services[0].instances.iter_mut().for_each(|instance| instance.steering = steering);
+    let third = services[0].instances.pop().expect("three");
+    let mut snapshot = snapshot(services);
+    let settled =
+        compile(&Snapshot { now: NOW.plus(Duration::from_secs(60)), ..snapshot.clone() }, &fresh(&snapshot).indices);
+    snapshot.routing.services[0].instances.push(third);
+    snapshot.now = NOW.plus(Duration::from_secs(60));
+    let begun = compile(&snapshot, &settled.indices);
+    assert_eq!((share_of(&begun, 3) * 21.0).round(), 1.0, "a tenth of one beside two");
+    assert_eq!(begun.next_change, Some(snapshot.now.plus(Duration::from_secs(1))));
+    snapshot.now = snapshot.now.plus(Duration::from_secs(5));
+    let half = compile(&snapshot, &begun.indices);
+    assert_eq!((share_of(&half, 3) * 26.0).round(), 6.0);
+    snapshot.now = snapshot.now.plus(Duration::from_secs(5));
+    let whole = compile(&snapshot, &half.indices);
+    assert_eq!(((share_of(&whole, 3) * 3.0).round(), whole.next_change), (1.0, None));
+    let adopted = compile(&snapshot, &Indices::adopt(begun.image().clone(), snapshot.now));
+    assert_eq!(adopted.next_change, None, "a restarted agent does not start them again");
+}
+
+/// What a service's frontends must lead to, as one would write it down without maps, numbers or rings.
+fn naive(snapshot: &Snapshot) -> BTreeMap<VipKey, BTreeSet<Ipv4Addr>> {
+    let known: BTreeSet<NodeId> = snapshot.routing.nodes.iter().map(|node| node.id).collect();
+    let mut wanted = BTreeMap::new();
+    for service in &snapshot.routing.services {
+        let sound = |instance: &&Instance| {
+            let v4 = matches!(instance.address, IpAddr::V4(address) if !address.is_unspecified());
+            v4 && instance.port != 0 && known.contains(&instance.node_id)
+        };
+        let sound: Vec<&Instance> = service.instances.iter().filter(sound).collect();
+        let mut lead = |key: VipKey, asking: Vec<&Instance>| {
+            let able: Vec<_> = asking.into_iter().filter(|one| one.health != Health::Critical).collect();
+            let staying: Vec<_> = able.iter().copied().filter(|one| !one.draining).collect();
+            let takers = if staying.is_empty() { able } else { staying };
+            let weighty = takers.into_iter().filter(|one| one.weight > 0);
+            let addresses = weighty.filter_map(|one| match one.address {
+                IpAddr::V4(address) => Some(address),
+                IpAddr::V6(_) => None,
+            });
+            wanted.entry(key).or_insert_with(|| addresses.collect());
+        };
+        let IpAddr::V4(vip) = service.vip else { continue };
+        for port in sound.iter().filter_map(|one| one.vip_port).collect::<BTreeSet<_>>() {
+            let behind = sound.iter().copied().filter(|one| one.vip_port == Some(port)).collect();
+            lead(key(&vip.to_string(), port), behind);
+        }
+        if service.instances.iter().any(|one| one.tags.contains(&EDGE_TAG.to_owned())) {
+            let behind = sound.iter().copied().filter(|one| one.tags.contains(&EDGE_TAG.to_owned())).collect();
+            lead(key("10.77.0.11", 80), behind);
+        }
+    }
+    wanted
+}
+
+fn mistaken_services() -> impl Strategy<Value = Vec<RoutedService>> {
+    let mistakes = prop::collection::vec((0..8_u8, 0..4_usize, 0..6_usize), 0..6);
+    (arbitrary_services(), mistakes).prop_map(|(mut services, mistakes)| {
+        for (mistake, service, instance) in mistakes {
+            let first_vip = services.first().map(|service| service.vip);
+            let Some(service) = services.get_mut(service) else { continue };
+            if mistake == 0 {
+                service.vip = first_vip.unwrap_or(service.vip);
+            }
+            let Some(instance) = service.instances.get_mut(instance) else { continue };
+            match mistake {
+                1 => instance.address = ip("0.0.0.0"),
+                2 => instance.address = ip("fd00::1"),
+                3 => instance.port = 0,
+                4 => instance.node_id = NodeId::from_random(99),
+                5 => instance.weight = 0,
+                6 => instance.vip_port = Some(81),
+                _ => instance.vip_port = None,
+            }
+        }
+        services
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// One mistake costs nobody else anything.
+    #[test]
+    fn the_image_leads_where_the_naive_model_does(services in mistaken_services()) {
+        let snapshot = snapshot(services);
+        let compilation = fresh(&snapshot);
+        let wanted = naive(&snapshot);
+        let made: BTreeSet<VipKey> = compilation.image().vips.keys().copied().collect();
+        prop_assert_eq!(&made, &wanted.keys().copied().collect::<BTreeSet<_>>());
+        for (key, addresses) in &wanted {
+            prop_assert_eq!(&behind(compilation.image(), *key), addresses, "{:?}", key);
+        }
+        let sound = |one: &Instance| {
+            matches!(one.address, IpAddr::V4(address) if !address.is_unspecified()) && (one.port != 0 || one.vip_port.is_none())
+        };
+        for service in &snapshot.routing.services {
+            let told = compilation.problems.iter().any(|problem| problem.service == service.name);
+            prop_assert!(told || service.instances.iter().all(sound), "{} is not told of its mistake", service.name);
+        }
+    }
+}
+
+#[test]
+fn a_second_service_at_one_address_is_told_who_has_it() {
+    let twin = service("twin", 1, vec![instance("twin", 1, 9)]);
+    let compilation = fresh(&snapshot([vec![twin], web()].concat()));
+    assert_eq!(behind(compilation.image(), key("10.43.0.1", 80)), BTreeSet::from([Ipv4Addr::new(10, 64, 1, 9)]));
+    let kind = RouteProblemKind::AddressTaken { address: ip("10.43.0.1"), port: 80, holder: "twin".to_owned() };
+    assert_eq!(compilation.problems, [RouteProblem { service: "web".to_owned(), kind }]);
+}
+
+#[test]
+fn a_full_table_says_how_much_is_needed_and_what_was_there_goes_on() {
+    let many = |services: u32, instances: u8| -> Vec<RoutedService> {
+        let named = |number: u32| {
+            let name = format!("s{number:05}");
+            let instances = (2..2 + instances).map(|host| Instance { port: 1, ..instance(&name, 1, host) }).collect();
+            let vip = IpAddr::V4(Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 43, 0, 0)) + 1 + number));
+            RoutedService { vip, ..service(&name, 1, instances) }
+        };
+        (0..services).map(named).collect()
+    };
+    // 1,021 slots for each: 2,054 services fill the slots.
+    let first = fresh(&snapshot(many(2_000, 6)));
+    assert!(first.problems.is_empty());
+    let over = compile(&snapshot(many(2_100, 6)), &first.indices);
+    let needed = |problem: &RouteProblem| match problem.kind {
+        RouteProblemKind::TableFull { table: "ring slot", needed, capacity } => needed - capacity,
+        _ => 0,
+    };
+    assert_eq!(over.problems.len(), 46);
+    assert!(over.problems.iter().all(|problem| needed(problem) == 46 * 1_021), "{:?}", over.problems[0]);
+    assert!(first.image().vips.keys().all(|key| over.image().vips.contains_key(key)), "what was there goes on");
 }

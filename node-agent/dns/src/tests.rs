@@ -19,6 +19,7 @@ fn node(number: u8, datacenter: &str) -> RoutedNode {
         address: IpAddr::V4(Ipv4Addr::new(10, 77, 0, 10 + number)),
         blocks: Vec::new(),
         status: NodeStatus::Ready,
+        zone: String::new(),
     }
 }
 
@@ -40,6 +41,7 @@ fn instance(on: u8, host: u8, tags: &[&str]) -> Instance {
         health: Health::Passing,
         draining: false,
         modified_at_index: Index(1),
+        steering: model::Steering::default(),
     }
 }
 

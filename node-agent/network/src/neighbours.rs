@@ -2,10 +2,11 @@
 //! what they need, and hears of every change.
 
 use crate::attach::{output_interface, v4};
-use crate::error::Error;
+use crate::error::{Error, is_errno};
 use crate::{Mac, Network};
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{StreamExt, TryStreamExt};
+use nix::errno::Errno;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -54,6 +55,18 @@ impl Network {
         let add = self.handle.neighbours().add(hop.ifindex, hop.address).state(NeighbourState::None).replace();
         let asked = add.flags(NeighbourFlags::Use).execute().await;
         asked.map_err(Error::netlink(format!("resolve the neighbour {}", hop.address)))
+    }
+
+    /// Has the kernel forget the neighbour until something needs it again. One that is gone is fine.
+    pub async fn release(&self, hop: NextHop) -> Result<(), Error> {
+        let mut message = NeighbourMessage::default();
+        message.header.ifindex = hop.ifindex;
+        message.header.family = AddressFamily::Inet;
+        message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(v4(hop.address)?)));
+        match self.handle.neighbours().del(message).execute().await {
+            Err(error) if is_errno(&error, Errno::ENOENT) || is_errno(&error, Errno::ENODEV) => Ok(()),
+            other => other.map_err(Error::netlink(format!("forget the neighbour {}", hop.address))),
+        }
     }
 
     /// Every neighbour whose link-layer address is known.

@@ -181,6 +181,9 @@ fn neighbours_are_resolved_and_changes_are_heard_of() {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
         assert_eq!(network.neighbours().await.expect("lists").get(&hop), Some(&attached.mac), "resolved by ARP");
+        network.release(hop).await.expect("forgets it");
+        network.release(hop).await.expect("again");
+        assert!(!network.neighbours().await.expect("lists").contains_key(&hop), "nobody needs it");
         assert!(matches!(network.next_hop(ip("192.0.2.1")).await, Err(Error::NoRoute(_) | Error::Netlink { .. })));
         network.detach(wanted.alloc_id).await.expect("detaches");
     });

@@ -18,6 +18,15 @@ pub struct RouteReport {
     /// What is wrong with the node as a whole, and what to do about it.
     #[serde(default)]
     pub notices: Vec<String>,
+    /// How full the kernel's tables are that the agent fills.
+    #[serde(default)]
+    pub tables: BTreeMap<String, TableFill>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TableFill {
+    pub used: u32,
+    pub capacity: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -14,6 +14,7 @@ mod endpoints;
 mod guard;
 mod ipam;
 mod listener;
+mod metrics;
 mod report;
 mod stack;
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod trace;
 
 use crate::datapath::{DataPath, Place};
 use futures::future::BoxFuture;
+pub(crate) use metrics::prometheus;
 use model::{AllocId, AllocatedPort, NodeId, RoutingSnapshot};
 use stack::Command;
 pub(crate) use stack::cgroup2_root;

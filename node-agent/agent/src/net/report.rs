@@ -1,6 +1,8 @@
 //! What the data path does, in the words of `meshctl route`.
 
-use dataplane::{BackendRoute, BackendState, Compilation, FrontendRoute, FrontendSource, RouteProblem, ServiceRoutes};
+use dataplane::{
+    BackendRoute, BackendState, Compilation, FrontendRoute, FrontendSource, MapImage, RouteProblem, ServiceRoutes,
+};
 use std::collections::BTreeMap;
 use wire::routes;
 
@@ -24,7 +26,13 @@ pub fn report(
         drops: drops.iter().map(named).collect(),
         drop_kinds: drops.keys().map(kind).collect(),
         notices: Vec::new(),
+        tables: compilation.map(|compilation| tables(compilation.image())).unwrap_or_default(),
     }
+}
+
+fn tables(image: &MapImage) -> BTreeMap<String, routes::TableFill> {
+    let filled = image.fill().into_iter();
+    filled.map(|(table, used, capacity)| (table.to_owned(), routes::TableFill { used, capacity })).collect()
 }
 
 fn kind_name(kind: kernel::ReasonKind) -> &'static str {

@@ -10,7 +10,7 @@ use dataplane::{Compilation, Indices, Snapshot, compile, diff};
 use dns::Zone;
 use ipnet::IpNet;
 use kernel::Datapath;
-use model::{AllocId, AllocatedPort, NodeStatus, RoutingSnapshot, Timestamp};
+use model::{AllocId, AllocatedPort, RoutingSnapshot, Timestamp};
 use network::{Attachment, Mac, MeshLink, Network, NextHop, Uplink};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -395,8 +395,7 @@ impl Stack {
         let (Some(link), Some(mesh), Some(routing)) = (&self.mesh_link, self.mesh, &self.routing) else {
             return Ok(());
         };
-        let peers =
-            routing.nodes.iter().filter(|node| node.id != self.config.node_id && node.status != NodeStatus::Down);
+        let peers = routing.nodes.iter().filter(|node| node.id != self.config.node_id && node.status.is_reachable());
         let blocks = peers.flat_map(|node| node.blocks.iter().copied()).collect();
         Ok(self.network.route_blocks(link, &blocks, mesh).await?)
     }
@@ -405,13 +404,26 @@ impl Stack {
         if self.uplink.is_none() {
             return;
         }
-        self.hops.retain(|address, _| peers.contains(address));
+        self.release_hops(peers).await;
         for peer in peers {
             if !self.hops.contains_key(peer) {
                 self.resolve(*peer).await;
             }
         }
         self.refresh_neighbours().await;
+    }
+
+    /// The kernel need not keep fresh what leads to nobody any more.
+    async fn release_hops(&mut self, peers: &[IpAddr]) {
+        let kept = |address: &IpAddr| *address == OUTSIDE || peers.contains(address);
+        let (stay, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut self.hops).into_iter().partition(|(address, _)| kept(address));
+        self.hops = stay;
+        for hop in gone.into_values().filter(|hop| !self.hops.values().any(|used| used == hop)) {
+            if let Err(error) = self.network.release(hop).await {
+                tracing::debug!(error = chain(&error), "a next hop that nobody needs stays");
+            }
+        }
     }
 
     /// Has the kernel find out and keep the link-layer address of the way to an address.
@@ -492,6 +504,8 @@ impl Stack {
         if self.stale {
             self.refresh_neighbours().await;
         }
+        let next_change = self.compilation.as_ref().and_then(|compilation| compilation.next_change);
+        self.dirty |= next_change.is_some_and(|next| next <= now());
         let (late, waiting) =
             std::mem::take(&mut self.waiting).into_iter().partition(|asked| asked.since.elapsed() > BLOCK_WAIT);
         self.waiting = waiting;
@@ -679,7 +693,6 @@ fn kernel_config(config: &NetConfig) -> Result<kernel::Config, NetError> {
         node_id: config.node_id.to_string(),
         uplink: config.uplink.clone(),
         cgroup_root: cgroup2_root().ok_or(NetError::NoCgroup2)?,
-        sizes: kernel::Sizes::default(),
     })
 }
 

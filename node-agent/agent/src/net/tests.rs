@@ -98,6 +98,7 @@ impl Lab {
             address: IpAddr::from([10, 77, 0, 10 + number]),
             blocks: vec![format!("10.64.{number}.0/26").parse().expect("a block")],
             status: NodeStatus::Ready,
+            zone: String::new(),
         };
         let web = RoutedService { name: "web".to_owned(), vip: IpAddr::from([10, 43, 0, 1]), instances };
         RoutingSnapshot { generation: Generation(generation), nodes: vec![node(1), node(2)], services: vec![web] }
@@ -120,6 +121,7 @@ impl Lab {
             health: Health::Passing,
             draining: false,
             modified_at_index: Index(1),
+            steering: model::Steering::default(),
         }
     }
 }
