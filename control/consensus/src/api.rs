@@ -136,6 +136,8 @@ pub struct PeerState {
     pub matched: u64,
     /// Heard of within two election timeouts.
     pub is_active: bool,
+    /// Ticks since it was heard of; `None`: not since this server started.
+    pub silent_ticks: Option<u64>,
 }
 
 /// One step of membership; the next one waits until it is applied.

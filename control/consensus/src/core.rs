@@ -260,6 +260,10 @@ impl Core {
             is_voter: self.conf_state.voters.contains(&id),
             matched: matched(id),
             is_active: self.is_active(id),
+            silent_ticks: match id == self.config.id {
+                true => Some(0),
+                false => self.heard.get(&id).map(|heard| self.now - heard),
+            },
         };
         members.into_iter().map(state).collect()
     }

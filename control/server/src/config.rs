@@ -23,6 +23,8 @@ pub struct ServerConfig {
     /// Loopback only. `None` serves no HTTP: `dev` merges [`crate::Server::router`] into its own listener.
     pub http_bind: Option<SocketAddr>,
     pub mode: Mode,
+    /// What servers share that form a cluster by themselves; with it, a running server lets others of them join.
+    pub cluster_secret: Option<identity::ClusterSecret>,
     /// How long the certificates are good for that this server signs.
     pub certificate_validity: Duration,
     pub timing: Timing,
@@ -35,6 +37,8 @@ pub enum Mode {
     Init { alloc_range: IpNet, vip_range: IpNet },
     /// Joins through any of the servers.
     Join { servers: Vec<SocketAddr>, token: String },
+    /// Forms a cluster with others, or joins the one that they have formed; goes on with what the data directory holds.
+    Form { expect: u32, servers: Vec<SocketAddr>, alloc_range: IpNet, vip_range: IpNet },
     /// Goes on with what the data directory holds.
     Resume,
 }
@@ -67,6 +71,8 @@ pub enum ConfigError {
     CertificateValidity(Duration),
     #[error("{key}: {range} is not an IPv4 range; IPv6 is not built yet")]
     Range { key: &'static str, range: IpNet },
+    #[error("bootstrap_expect: say how many servers are to form the cluster; 3 or 5 survive the loss of some")]
+    Expect,
     #[error("servers: the list is empty; name at least one server's RPC address, as host:{RPC_PORT}")]
     NoServers,
     #[error("token: {0}")]
@@ -87,6 +93,7 @@ impl ServerConfig {
             rpc_advertise: None,
             http_bind: Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), HTTP_PORT)),
             mode,
+            cluster_secret: None,
             certificate_validity: identity::VALIDITY_DEFAULT,
             timing: Timing::default(),
         }
@@ -126,6 +133,11 @@ impl Mode {
                 model::Role::Server => Ok(()),
                 model::Role::Agent => Err(ConfigError::TokenRole),
             },
+            Mode::Form { expect: 0, .. } => Err(ConfigError::Expect),
+            Mode::Form { alloc_range, vip_range, .. } => {
+                check_range("alloc_range", *alloc_range)?;
+                check_range("vip_range", *vip_range)
+            }
             Mode::Resume => Ok(()),
         }
     }

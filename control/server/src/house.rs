@@ -3,6 +3,7 @@
 //! Links and probe reports come in by sessions; what they mean is decided by [`liveness::Judge`], which starts anew with every
 //! leader: what an earlier one believed is in the catalog, and nothing else of it counts.
 
+use crate::autopilot::Caretaker;
 use crate::member::{Member, ProposeError};
 use crate::sessions::{Link, new_eval};
 use catalog::Catalog;
@@ -11,7 +12,7 @@ use futures::future::join_all;
 use liveness::{Judge, Rules, Seen, Storm, Verdict};
 use model::{Command, EvalTrigger, Evaluation, JobId, NodeId, NodeStatus, ServerId};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -89,8 +90,15 @@ fn tell_storm(told: &mut Option<Storm>, now: Option<Storm>) {
 }
 
 async fn pronounce(member: &Member, catalog: &Catalog, verdict: &Verdict) {
+    let was = catalog.node(verdict.id).map(|node| node.status);
     let evals = match verdict.status {
-        NodeStatus::Down => evals_of_lost_node(catalog, verdict.id),
+        // Some jobs say what is to be done while a node is only disconnected, and when it is back.
+        NodeStatus::Down | NodeStatus::Disconnected if was != Some(verdict.status) => {
+            evals_of_node(catalog, verdict.id)
+        }
+        NodeStatus::Ready | NodeStatus::Suspect if was == Some(NodeStatus::Disconnected) => {
+            evals_of_node(catalog, verdict.id)
+        }
         _ => Vec::new(),
     };
     let Verdict { id: node_id, epoch, status, reason } = verdict.clone();
@@ -112,11 +120,21 @@ async fn pronounce(member: &Member, catalog: &Catalog, verdict: &Verdict) {
 async fn keep_servers(member: &Member) {
     let mut ticks = tokio::time::interval(SERVERS_TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (began, mut caretaker) = (Instant::now(), Caretaker::default());
     loop {
         ticks.tick().await;
         let catalog = member.snapshot();
         raise_feature_level(member, &catalog).await;
-        admit_servers(member, &catalog).await;
+        let Ok(peers) = member.raft.peers().await else { continue };
+        let (health, care) = caretaker.look(began.elapsed(), member.id.0, &peers, catalog.autopilot());
+        *member.autopilot.lock().unwrap_or_else(PoisonError::into_inner) = health;
+        if let Some(dead) = care.remove.map(ServerId).filter(|id| catalog.server(*id).is_some()) {
+            tracing::warn!(server = dead.0, "a server has been dead for long: autopilot removes it");
+            if let Err(error) = member.remove_server_here(dead).await {
+                tracing::warn!(server = dead.0, %error, "the dead server stays");
+            }
+        }
+        admit_servers(member, &catalog, &care.promote).await;
     }
 }
 
@@ -137,7 +155,8 @@ async fn raise_feature_level(member: &Member, catalog: &Catalog) {
     }
 }
 
-fn evals_of_lost_node(catalog: &Catalog, id: NodeId) -> Vec<Evaluation> {
+/// One for each job that has something live on the node.
+pub(crate) fn evals_of_node(catalog: &Catalog, id: NodeId) -> Vec<Evaluation> {
     let live = catalog.allocs_of_node(id).filter(|alloc| alloc.is_live());
     let jobs: BTreeSet<&JobId> = live.map(|alloc| alloc.job_id()).collect();
     let known = jobs.into_iter().filter_map(|job_id| catalog.job(job_id));
@@ -146,14 +165,14 @@ fn evals_of_lost_node(catalog: &Catalog, id: NodeId) -> Vec<Evaluation> {
 
 /// One step per tick: a server that the catalog knows and Raft does not becomes a learner, one that has caught up a voter,
 /// and one that the catalog knows no more is removed.
-async fn admit_servers(member: &Member, catalog: &Catalog) {
+async fn admit_servers(member: &Member, catalog: &Catalog, ripe: &[u64]) {
     let status = member.raft.status();
     let known = |id: &u64| status.voters.contains(id) || status.learners.contains(id);
     let newcomer = catalog.servers().map(|server| server.id.0).find(|id| !known(id));
     if let Some(id) = newcomer {
         return change_membership(member, MembershipChange::AddLearner(id)).await;
     }
-    for id in status.learners.iter().filter(|id| catalog.server(ServerId(**id)).is_some()) {
+    for id in status.learners.iter().filter(|id| catalog.server(ServerId(**id)).is_some() && ripe.contains(id)) {
         change_membership(member, MembershipChange::Promote(*id)).await;
     }
     dismiss_servers(member, catalog, &status).await;

@@ -12,17 +12,20 @@
 //! newest catalog, which is an immutable snapshot. Only the leader holds sessions, plans and declares nodes down.
 
 mod asks;
+mod autopilot;
 mod backup;
 mod clock;
 mod config;
 mod disk;
 mod doors;
 mod events;
+mod form;
 mod house;
 mod http;
 mod join;
 mod leader;
 mod logs;
+mod lookup;
 mod machine;
 mod member;
 mod membership;
@@ -32,6 +35,7 @@ mod rpc;
 mod scheduling;
 mod sessions;
 mod start;
+mod variables;
 mod watch;
 
 pub use backup::{SNAPSHOT_BYTES_MAX, SnapshotError, SnapshotMeta, read_snapshot};

@@ -13,7 +13,7 @@ use consensus::{Raft, Role as RaftRole, Status};
 use identity::{CertificateAuthority, LiveCredentials, SealKey};
 use model::{Applied, Command, Envelope, Index, KvChange, Refusal, ServerId, Table, VariableChange};
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -43,6 +43,9 @@ pub(crate) struct Member {
     pub credentials: LiveCredentials,
     pub disk: Disk,
     pub certificate_validity: Duration,
+    pub cluster_secret: Option<identity::ClusterSecret>,
+    /// How the servers are, as seen by this one while it leads.
+    pub autopilot: Mutex<Vec<crate::autopilot::ServerHealth>>,
     pub timing: crate::Timing,
     pub authority: OnceLock<CertificateAuthority>,
     /// Places for joins under way.

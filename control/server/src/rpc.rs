@@ -11,7 +11,7 @@ use crate::pb::join_server::{Join, JoinServer};
 use crate::pb::servers_server::{Servers, ServersServer};
 use crate::peers::Assembly;
 use crate::sessions::{self, Outbound};
-use crate::{clock, doors, join, renewal};
+use crate::{clock, doors, form, join, lookup, renewal};
 use futures::{Stream, stream};
 use identity::RPC_MESSAGE_BYTES_MAX;
 use model::{NodeId, Role, ServerId};
@@ -82,6 +82,18 @@ impl Join for Service {
             }
         }
     }
+
+    async fn introduce(
+        &self,
+        request: Request<pb::IntroduceRequest>,
+    ) -> Result<Response<pb::IntroduceReply>, Status> {
+        let from = remote(&request);
+        let answer = form::receive(&self.0, request.into_inner()).await;
+        if let Err(status) = &answer {
+            tracing::warn!(?from, reason = status.message(), "introduction refused");
+        }
+        Ok(Response::new(answer?))
+    }
 }
 
 #[tonic::async_trait]
@@ -97,6 +109,11 @@ impl Agents for Service {
         let node_id = require_node(&request)?;
         let certificate_pem = renewal::renew_agent(&self.0, node_id, &request.into_inner().csr_pem).await?;
         Ok(Response::new(pb::RenewReply { certificate_pem }))
+    }
+
+    async fn watch(&self, request: Request<pb::WatchRequest>) -> Result<Response<pb::WatchReply>, Status> {
+        let node_id = require_node(&request)?;
+        Ok(Response::new(lookup::watch(&self.0, node_id, request.into_inner()).await?))
     }
 }
 

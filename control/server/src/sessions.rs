@@ -183,11 +183,17 @@ async fn greet(
     }
     let hello = read_hello(inbound).await.map_err(|reason| refused(node_id, reason))?;
     check_hello(&member.snapshot(), node_id, &hello).map_err(|reason| refused(node_id, reason))?;
+    let was = member.snapshot().node(node_id).map(|node| node.status);
     let node = Node { status: NodeStatus::Ready, status_changed_at: clock::now(), ..hello.node.clone() };
     let registered = member.propose(Command::RegisterNode(Box::new(node))).await;
     registered.map_err(|error| turned_away(member, node_id, error))?;
     let reported = report(member, node_id, hello.node.epoch, hello.allocs.clone()).await;
     reported.map_err(|error| turned_away(member, node_id, error))?;
+    if was == Some(NodeStatus::Disconnected) {
+        let evals = crate::house::evals_of_node(&member.snapshot(), node_id);
+        let looked = member.propose(Command::UpsertEvals(evals)).await;
+        looked.map_err(|error| turned_away(member, node_id, error))?;
+    }
     Ok(hello)
 }
 

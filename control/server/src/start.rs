@@ -4,6 +4,7 @@
 use crate::clock;
 use crate::config::{Mode, ServerConfig};
 use crate::disk::{Disk, FoundingFile, Papers, Record, hex};
+use crate::form::{self, Formed};
 use crate::http;
 use crate::join;
 use crate::asks::Asks;
@@ -21,7 +22,7 @@ use model::{Command, JoinToken, Refusal, Role, ServerId, ServerRecord, Timestamp
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -56,9 +57,17 @@ impl Server {
     pub async fn start(config: ServerConfig) -> anyhow::Result<Server> {
         config.check()?;
         raise_file_limit();
-        let listeners = Listeners::bind(&config).await?;
-        let advertise = config.rpc_advertise.unwrap_or(listeners.rpc_address);
-        let (disk, record) = settle(&config, advertise).await?;
+        // A port of 0 is known once it is bound, so forming needs one that is named.
+        let early = match config.mode {
+            Mode::Form { .. } => None,
+            _ => Some(Listeners::bind(&config).await?),
+        };
+        let bound = early.as_ref().map_or(config.rpc_bind, |listeners| listeners.rpc_address);
+        let (disk, record) = settle(&config, config.rpc_advertise.unwrap_or(bound)).await?;
+        let listeners = match early {
+            Some(listeners) => listeners,
+            None => Listeners::bind(&config).await?,
+        };
         let papers = disk.papers()?;
         let server = Self::assemble(&config, &disk, &record, papers, listeners)?;
         match server.begin(&disk).await {
@@ -242,12 +251,38 @@ async fn settle(config: &ServerConfig, advertise: SocketAddr) -> anyhow::Result<
         Mode::Join { servers, token } => {
             let disk = Disk::vacant(&config.data_dir)?;
             let _trial = disk.try_out()?;
-            let admission = join::request_admission(config, servers, token, advertise).await?;
-            credentials(&admission.papers)?;
-            disk.settle(&admission.record, &admission.papers, None)?;
-            Ok((disk, admission.record))
+            join(config, disk, servers, token, advertise).await
+        }
+        Mode::Form { expect, servers, alloc_range, vip_range } => {
+            if let Ok((disk, record)) = Disk::inhabited(&config.data_dir, &config.name) {
+                check_address(&record, advertise)?;
+                return Ok((disk, record));
+            }
+            let disk = Disk::vacant(&config.data_dir)?;
+            let _trial = disk.try_out()?;
+            let listener = bind("rpc_bind", config.rpc_bind).await?;
+            match form::form(config, advertise, listener, *expect, servers).await? {
+                Formed::Found => {
+                    let record = found(config, &disk, advertise, *alloc_range, *vip_range)?;
+                    Ok((disk, record))
+                }
+                Formed::Join { server, token } => join(config, disk, &[server], &token, advertise).await,
+            }
         }
     }
+}
+
+async fn join(
+    config: &ServerConfig,
+    disk: Disk,
+    servers: &[SocketAddr],
+    token: &str,
+    advertise: SocketAddr,
+) -> anyhow::Result<(Disk, Record)> {
+    let admission = join::request_admission(config, servers, token, advertise).await?;
+    credentials(&admission.papers)?;
+    disk.settle(&admission.record, &admission.papers, None)?;
+    Ok((disk, admission.record))
 }
 
 fn check_address(record: &Record, advertise: SocketAddr) -> anyhow::Result<()> {
@@ -332,6 +367,8 @@ fn member(
         credentials,
         disk: disk.clone(),
         certificate_validity: config.certificate_validity,
+        cluster_secret: config.cluster_secret.clone(),
+        autopilot: Mutex::default(),
         timing: config.timing,
         authority: OnceLock::new(),
         joins: Semaphore::new(join::JOINS_MAX),

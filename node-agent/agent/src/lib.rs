@@ -25,6 +25,7 @@ pub mod entropy;
 pub mod fingerprint;
 mod http;
 pub mod logs;
+pub mod lookup;
 pub mod net;
 pub mod preflight;
 mod probes;

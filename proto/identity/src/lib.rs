@@ -21,6 +21,7 @@ mod peer;
 mod renewal;
 mod rpc;
 mod seal;
+mod secret;
 mod token;
 
 pub use authority::{CertificateAuthority, KeyAndRequest, SignError, Subject, VALIDITY_DEFAULT};
@@ -30,6 +31,9 @@ pub use peer::{PeerError, peer_role, valid_until};
 pub use renewal::{LiveCredentials, ReplaceError, renew_at, retry_renewal_in};
 pub use rpc::{BadName, RPC_MESSAGE_BYTES_MAX, channel};
 pub use seal::{SealError, SealKey};
+pub use secret::{
+    ClusterSecret, ProvisionalError, SecretError, fetch_leaf, nonce, pinned_client_config, provisional_credentials,
+};
 pub use token::{Token, TokenError};
 
 use model::ServerId;

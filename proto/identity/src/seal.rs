@@ -15,7 +15,7 @@ pub struct SealKey([u8; 32]);
 pub enum SealError {
     #[error("a seal key has 32 bytes, this one has {0}; copy seal.key from another server's data directory")]
     KeyLength(usize),
-    #[error("the CA's key cannot be unsealed: wrong seal key or damaged state; copy seal.key from another server")]
+    #[error("it cannot be unsealed: wrong seal key or damaged state; copy seal.key from another server")]
     Open,
     #[error("sealing failed")]
     Seal,
@@ -38,19 +38,28 @@ impl SealKey {
 
     /// `nonce | ciphertext | tag`.
     pub fn seal(&self, plain: &[u8]) -> Result<Vec<u8>, SealError> {
+        self.seal_as(PURPOSE, plain)
+    }
+
+    pub fn open(&self, sealed: &[u8]) -> Result<Vec<u8>, SealError> {
+        self.open_as(PURPOSE, sealed)
+    }
+
+    /// As [`SealKey::seal`], for something else than the CA's key: opened only by who names the same purpose.
+    pub fn seal_as(&self, purpose: &[u8], plain: &[u8]) -> Result<Vec<u8>, SealError> {
         let nonce: [u8; NONCE_LEN] = random()?;
         let mut body = plain.to_vec();
         self.cipher()?
-            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(PURPOSE), &mut body)
+            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(purpose), &mut body)
             .map_err(|_| SealError::Seal)?;
         Ok([nonce.as_slice(), &body].concat())
     }
 
-    pub fn open(&self, sealed: &[u8]) -> Result<Vec<u8>, SealError> {
+    pub fn open_as(&self, purpose: &[u8], sealed: &[u8]) -> Result<Vec<u8>, SealError> {
         let (nonce, body) = sealed.split_at_checked(NONCE_LEN).ok_or(SealError::Open)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| SealError::Open)?;
         let mut body = body.to_vec();
-        let plain = self.cipher()?.open_in_place(nonce, Aad::from(PURPOSE), &mut body).map_err(|_| SealError::Open)?;
+        let plain = self.cipher()?.open_in_place(nonce, Aad::from(purpose), &mut body).map_err(|_| SealError::Open)?;
         Ok(plain.to_vec())
     }
 

@@ -114,10 +114,9 @@ pub fn path_problem(path: &str) -> Option<&'static str> {
         None if !path.bytes().all(usable) => Some("has other characters than letters, digits and `-_~/`"),
         None if path.starts_with('/') || path.ends_with('/') || path.contains("//") => Some("has an empty part"),
         None if path == "nomad"
-            || path == "nomad/jobs"
-            || path.starts_with("nomad/") && !path.starts_with("nomad/jobs/") =>
+            || path.starts_with("nomad/") && path != "nomad/jobs" && !path.starts_with("nomad/jobs/") =>
         {
-            Some("is reserved; below `nomad/`, only `nomad/jobs/...` is open")
+            Some("is reserved; below `nomad/`, only `nomad/jobs` is open")
         }
         None => None,
     }
@@ -129,10 +128,10 @@ mod tests {
 
     #[test]
     fn paths_are_as_nomads() {
-        for good in ["a", "app/db", "nomad/jobs/web/group", "A-1_~z"] {
+        for good in ["a", "app/db", "nomad/jobs", "nomad/jobs/web/group", "A-1_~z"] {
             assert_eq!(path_problem(good), None, "{good}");
         }
-        for bad in ["", "/a", "a/", "a//b", "a b", "nomad", "nomad/x", "nomad/jobs", "ä", "a.b"] {
+        for bad in ["", "/a", "a/", "a//b", "a b", "nomad", "nomad/x", "nomad/jobsx", "ä", "a.b"] {
             assert!(path_problem(bad).is_some(), "{bad}");
         }
         assert!(path_problem(&"a".repeat(129)).is_some());

@@ -5,7 +5,7 @@ use crate::member::{Member, shown_index};
 use axum::extract::{FromRequestParts, Query};
 use axum::http::request::Parts;
 use catalog::Catalog;
-use model::Table;
+use model::{Index, Table};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -85,6 +85,11 @@ impl Options {
         self.parameters.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
+    /// Whether the parameter is there, with a value or without.
+    pub fn has(&self, name: &str) -> bool {
+        self.parameters.contains_key(name)
+    }
+
     pub fn is_true(&self, name: &str) -> bool {
         self.get(name).and_then(go_bool) == Some(true)
     }
@@ -97,6 +102,11 @@ impl Options {
     /// The catalog to answer from: no older than the request unless `?stale`, and newer than `?index` unless the wait ran
     /// out.
     pub async fn settle(&self, member: &Member, tables: &[Table]) -> Result<Catalog, HttpError> {
+        self.settle_by(member, |catalog| newest(catalog, tables)).await
+    }
+
+    /// As [`Options::settle`], for what has an index of its own.
+    pub async fn settle_by(&self, member: &Member, index: impl Fn(&Catalog) -> Index) -> Result<Catalog, HttpError> {
         if !self.stale {
             member.read_barrier().await?;
         }
@@ -105,7 +115,7 @@ impl Options {
         loop {
             let catalog = watch.borrow_and_update().clone();
             // Index 0 asks for no waiting, and no answer shows an index below 1.
-            if self.index == 0 || shown_index(newest(&catalog, tables)) > self.index {
+            if self.index == 0 || shown_index(index(&catalog)) > self.index {
                 return Ok(catalog);
             }
             match tokio::time::timeout_at(deadline, watch.changed()).await {
