@@ -273,7 +273,7 @@ fn a_drivers_config_is_checked_by_its_schema() {
     has("command = \"x\"", "6:7: `config` needs `image`");
     has("image = \"a\"\nargs = \"x\"", "8:8: must be a list of strings");
     has("image = \"a\"\nimagee = \"x\"", "8:1: `imagee` is not known in this driver's `config`");
-    has("image = \"a\"\nnetwork_mode = \"host\"", "8:1: `network_mode` is not built yet");
+    has("image = \"a\"\nlogging = \"host\"", "8:1: `logging` is not built yet");
     has("image = \"a\"\nmount {\nsource = \"x\"\n}", "8:1: `mount` needs `target`");
     has("image = \"a\"\nprivileged = \"maybe\"", "8:14: must be true or false");
 }

@@ -22,7 +22,7 @@ use tokio::net::unix::OwnedWriteHalf;
 const ANSWER_SECONDS: u64 = 120;
 
 const ASK_AGAIN: Duration = Duration::from_millis(100);
-const SETTLE_WITHIN: Duration = Duration::from_secs(3);
+const SETTLE_WITHIN: Duration = Duration::from_secs(5);
 
 /// A name file larger than this is none that we read.
 const FILE_BYTES_MAX: usize = 4 << 20;
@@ -166,7 +166,11 @@ impl Engine {
             match self.settled(id).await? {
                 Some(status) if status.running => tokio::time::sleep(ASK_AGAIN).await,
                 other => {
-                    let told = |status: Status| Status { exit_code: code.unwrap_or(status.exit_code), ..status };
+                    let told = |status: Status| match code {
+                        // It has not been noted down, but was told.
+                        Some(exit_code) if !status.exited => Status { exit_code, ..status },
+                        _ => status,
+                    };
                     return Ok(other.map(told));
                 }
             }

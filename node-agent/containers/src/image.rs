@@ -141,12 +141,13 @@ impl Engine {
         finish(steps).await.map_err(EngineError::from_engine("import the sandbox's image"))
     }
 
-    /// Whether any container, running or not, is of the image.
-    async fn is_used(&self, image: &str) -> Result<bool, EngineError> {
-        let filters = HashMap::from([("ancestor", vec![image.to_owned()])]);
+    /// Whether any container, running or not, was made of the image by this name.
+    async fn is_used(&self, image: &Image, name: &str) -> Result<bool, EngineError> {
+        let filters = HashMap::from([("ancestor", vec![image.id.clone()])]);
         let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
         let found = self.docker.list_containers(Some(options)).await;
-        found.map(|found| !found.is_empty()).map_err(EngineError::from_engine("list its containers"))
+        let found = found.map_err(EngineError::from_engine("list its containers"))?;
+        Ok(found.into_iter().any(|container| container.image.is_none_or(|used| used == name || used == image.id)))
     }
 
     /// Takes the name away, and with the last name the image.
@@ -169,8 +170,12 @@ pub async fn collect_images(engine: &Engine, images: &Path, unused_for: Duration
             continue;
         }
         match engine.image(&name).await? {
-            Some(image) if engine.is_used(&image.id).await? => continue,
-            Some(_) => engine.remove_image(&name).await?,
+            Some(image) if engine.is_used(&image, &name).await? => continue,
+            Some(_) => match engine.remove_image(&name).await {
+                // The engine knows of a use that we do not.
+                Err(EngineError::Refused { status: 409, .. }) => continue,
+                removed => removed?,
+            },
             None => {}
         }
         fs::remove_file(&path).map_err(EngineError::io("forget an image"))?;

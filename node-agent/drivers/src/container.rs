@@ -180,8 +180,10 @@ fn limits(limits: &crate::spec::Limits) -> containers::Limits {
 
 /// Attached before it starts, so that its first word is not lost.
 async fn begin(engine: &Engine, id: &str, spec: &TaskSpec, task: &ContainerTask) -> Result<Frames, NotStarted> {
-    let (frames, _) = engine.attach(id, task.container.tty).await?;
-    engine.start(id).await.map_err(|error| why_not(error, spec, &task.container))?;
+    // Podman makes the processes when it is attached to, and fails there.
+    let refused = |error| why_not(error, spec, &task.container);
+    let (frames, _) = engine.attach(id, task.container.tty).await.map_err(refused)?;
+    engine.start(id).await.map_err(refused)?;
     Ok(frames)
 }
 

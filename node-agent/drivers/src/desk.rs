@@ -151,24 +151,32 @@ impl Desk {
         }
     }
 
-    /// Returns at once; a thread of its own sees to the rest. A task that is starting gets its signal once it has started.
+    /// Returns at once; a thread of its own sees to it. A task that is starting gets its signal once it has started.
     pub fn kill(self: &Arc<Self>, signal: &str, timeout: Duration) -> Result<(), String> {
         let known = sendable(signal)?;
         let desk = Arc::clone(self);
-        let thread = thread::Builder::new().stack_size(STACK).spawn(move || desk.strike_after(timeout));
-        thread.map_err(|error| format!("no thread for it: {error}"))?;
+        let begun = Instant::now();
         let mut inner = self.lock();
+        let target = inner.main.clone();
         if inner.state.phase == Phase::Starting {
             inner.pending = Some(known);
-            self.changed.notify_all();
-            return Ok(());
+        }
+        if let Some(Target::Process(pid)) = target {
+            // Its number is its own for as long as the lock is held.
+            let _ = kill(pid, known);
         }
         drop(inner);
-        // Whoever has no process left to signal has what was asked for.
-        if let Err(problem) = self.signal(signal) {
-            eprintln!("kill: {problem}");
-        }
-        Ok(())
+        self.changed.notify_all();
+        let see_to_it = move || {
+            if let Some(container @ Target::Container(_)) = target
+                && let Err(problem) = container.signal(known)
+            {
+                eprintln!("kill: {problem}");
+            }
+            desk.strike_after(timeout.saturating_sub(begun.elapsed()));
+        };
+        let thread = thread::Builder::new().stack_size(STACK).spawn(see_to_it);
+        thread.map(drop).map_err(|error| format!("no thread for it: {error}"))
     }
 
     fn strike_after(&self, timeout: Duration) {

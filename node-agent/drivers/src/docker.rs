@@ -39,7 +39,7 @@ const CAPABILITIES: [&str; 13] = [
 
 const CFS_PERIOD_US: u64 = 100_000;
 const PULL_TIMEOUT: Duration = Duration::from_secs(300);
-const FINGERPRINT_WITHIN: Duration = Duration::from_secs(5);
+const FINGERPRINT_WITHIN: Duration = Duration::from_secs(10);
 
 /// What the node's owner allows.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use crate::cgroup::Hierarchies;
 use crate::env::{EnvInputs, interpolate, node_values, task_env};
+use crate::init::DEFAULT_CAPABILITIES;
 use crate::spec::{self, CpuQuota, Directories, Isolation, Limits, LogLimits, RootSpec, SpecError, TaskSpec};
 use caps::{CapSet, Capability};
 use futures::future::BoxFuture;
@@ -90,7 +91,8 @@ impl Driver for Exec {
     fn prepare(&self, launch: &Launch<'_>) -> Result<TaskSpec, PrepareError> {
         let TaskDriver::Exec(config) = &launch.task.driver else { return Err(other_driver(self, launch)) };
         let seen = Seen { alloc: "/alloc".into(), local: "/local".into(), secrets: "/secrets".into() };
-        let isolation = Isolation::Exec(root_spec(launch));
+        let capabilities = capabilities(launch, config, &BTreeSet::new())?;
+        let isolation = Isolation::Exec(RootSpec { capabilities, ..root_spec(launch) });
         Ok(exec_spec(launch, config, &seen, isolation)?)
     }
 }
@@ -111,6 +113,11 @@ impl Driver for RawExec {
         let TaskDriver::RawExec(config) = &launch.task.driver else { return Err(other_driver(self, launch)) };
         if !self.enabled {
             return Err(PrepareError::RawExecOff);
+        }
+        if !config.cap_add.is_empty() || !config.cap_drop.is_empty() {
+            let problem = "raw_exec keeps the agent's rights; use exec".to_owned();
+            let task = launch.task.name.clone();
+            return Err(PrepareError::Config { task, driver: "raw_exec", key: "cap_add", problem });
         }
         let dirs = Directories::under(launch.root, &launch.task.name);
         let seen = Seen { alloc: dirs.alloc, local: dirs.local, secrets: dirs.secrets };
@@ -140,7 +147,7 @@ pub(crate) fn other_driver(driver: &dyn Driver, launch: &Launch<'_>) -> PrepareE
     PrepareError::OtherDriver { task, asked, driver: driver.name() }
 }
 
-fn root_spec(launch: &Launch<'_>) -> RootSpec {
+pub(crate) fn root_spec(launch: &Launch<'_>) -> RootSpec {
     let hostname = launch.alloc.id.short();
     let hosts = Some(hosts_file(&hostname, launch.address));
     RootSpec { resolv_conf: launch.resolver.map(resolv_conf), hosts, ..RootSpec::new(hostname) }
@@ -156,9 +163,44 @@ fn exec_spec(
     let values = node_values(launch.node);
     let words = std::iter::once(&config.command).chain(&config.args);
     let argv = words.map(|word| interpolate(word, &env, &values)).collect();
-    let spec = task_spec(launch, argv, env, "SIGINT", isolation);
+    let work_dir = config.work_dir.as_ref().map(|dir| interpolate(dir, &env, &values));
+    let spec = TaskSpec { work_dir, ..task_spec(launch, argv, env, "SIGINT", isolation) };
     spec.check()?;
     Ok(spec)
+}
+
+/// The default set with what a job adds and drops; more than that set only where the node's owner allows it.
+fn capabilities(
+    launch: &Launch<'_>,
+    config: &ExecConfig,
+    allowed: &BTreeSet<String>,
+) -> Result<Option<BTreeSet<String>>, PrepareError> {
+    if config.cap_add.is_empty() && config.cap_drop.is_empty() {
+        return Ok(None);
+    }
+    let named = |text: &String| format!("CAP_{}", text.to_ascii_uppercase().trim_start_matches("CAP_"));
+    let defaults: BTreeSet<String> = DEFAULT_CAPABILITIES.iter().map(ToString::to_string).collect();
+    let wrong = |key, problem| PrepareError::Config { task: launch.task.name.clone(), driver: "exec", key, problem };
+    let mut set = defaults.clone();
+    for cap in config.cap_drop.iter().map(named) {
+        match cap.as_str() {
+            "CAP_ALL" => set.clear(),
+            known if known.parse::<Capability>().is_ok() => drop(set.remove(known)),
+            unknown => return Err(wrong("cap_drop", format!("{unknown} is no capability"))),
+        }
+    }
+    for cap in config.cap_add.iter().map(named) {
+        if cap.parse::<Capability>().is_err() {
+            return Err(wrong("cap_add", format!("{cap} is no capability")));
+        }
+        if !defaults.contains(&cap) && !allowed.contains(&cap) {
+            let problem =
+                format!("{cap} is not allowed here; add it to allow_caps of the driver in the agent's configuration");
+            return Err(wrong("cap_add", problem));
+        }
+        set.insert(cap);
+    }
+    Ok(Some(set))
 }
 
 pub(crate) fn task_env_of(launch: &Launch<'_>, seen: &Seen) -> BTreeMap<String, String> {
@@ -194,6 +236,7 @@ pub(crate) fn task_spec(
         limits: limits(task),
         netns: launch.netns.clone(),
         isolation,
+        work_dir: None,
         dirs: Directories::under(launch.root, &task.name),
         logs: log_limits(task),
         kill_signal: task.kill_signal.clone().unwrap_or_else(|| kill_signal.to_owned()),

@@ -41,7 +41,7 @@ const HELD_NETNS: &str = "/netns";
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What Nomad leaves to a task that runs as root; other users have none of them.
-const CAPABILITIES: [Capability; 13] = [
+pub(crate) const DEFAULT_CAPABILITIES: [Capability; 13] = [
     Capability::CAP_AUDIT_WRITE,
     Capability::CAP_CHOWN,
     Capability::CAP_DAC_OVERRIDE,
@@ -92,6 +92,8 @@ enum InitError {
         #[source]
         source: io::Error,
     },
+    #[error(transparent)]
+    Seccomp(#[from] crate::seccomp::SeccompError),
     #[error("capabilities cannot be given up: {0}")]
     Capabilities(#[from] caps::errors::CapsError),
     #[error("command {program:?} {problem}")]
@@ -137,7 +139,7 @@ fn isolate(supervisor: &UnixStream) -> Result<ExitCode, InitError> {
     enter_namespaces(&order, root)?;
     let owner = order.identity.clone().unwrap_or(Identity { uid: 0, gid: 0, groups: Vec::new() });
     root::enter(root, &order.spec.dirs, &owner, order.spec.limits.memory_bytes)?;
-    give_up_rights(&CAPABILITIES.into())?;
+    give_up_rights(&kept_capabilities(root))?;
     system("follow the supervisor", prctl::set_pdeathsig(Signal::SIGKILL))?;
     let signals = SigSet::all();
     system("block signals", signals.thread_block())?;
@@ -153,7 +155,11 @@ fn hold() -> Result<ExitCode, InitError> {
     join_netns(Some(Path::new(HELD_NETNS)))?;
     let signals = SigSet::all();
     system("block signals", signals.thread_block())?;
-    give_up_rights(&CapsHashSet::new())?;
+    // It has no right to narrow its bounding set, and with no new privileges it needs none.
+    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+        caps::clear(None, set)?;
+    }
+    system("forbid new privileges", prctl::set_no_new_privs())?;
     loop {
         if let Ok(Signal::SIGTERM | Signal::SIGINT) = signals.wait() {
             return Ok(ExitCode::SUCCESS);
@@ -175,6 +181,13 @@ fn join_netns(path: Option<&Path>) -> Result<(), InitError> {
     let fail = |source| InitError::Netns { path: path.to_owned(), source };
     let netns = File::open(path).map_err(fail)?;
     setns(netns, CloneFlags::CLONE_NEWNET).map_err(|errno| fail(errno.into()))
+}
+
+fn kept_capabilities(root: &RootSpec) -> CapsHashSet {
+    match &root.capabilities {
+        Some(names) => names.iter().filter_map(|name| name.parse().ok()).collect(),
+        None => DEFAULT_CAPABILITIES.into(),
+    }
 }
 
 /// Nothing this process or a child of it executes can gain them again. It stays undumpable, so that not even a task that
@@ -259,11 +272,15 @@ fn enter(parent: &UnixStream) -> Result<Never, InitError> {
     system("unblock signals", SigSet::all().thread_unblock())?;
     umask(Mode::from_bits_truncate(0o022));
     limit_resources();
-    let dir = working_dir(spec);
-    system("change to the task's directory", chdir(dir))?;
+    system("change to the task's directory", chdir(working_dir(spec)))?;
     order.identity.as_ref().map_or(Ok(()), become_user)?;
+    spec.work_dir.as_deref().map_or(Ok(()), change_to)?;
     let path = spec.env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
     let program = find_program(&spec.argv[0], path, &local_dir(spec))?;
+    if let Isolation::Exec(root) = &spec.isolation {
+        // Last, so that none of the steps before needs to be allowed.
+        crate::seccomp::apply(&kept_capabilities(root))?;
+    }
     let error = Command::new(&program)
         .arg0(&spec.argv[0])
         .args(&spec.argv[1..])
@@ -281,6 +298,13 @@ fn working_dir(spec: &TaskSpec) -> &Path {
         Isolation::Exec(_) => Path::new("/"),
         Isolation::Raw | Isolation::Container(_) => spec.dirs.local.parent().unwrap_or(Path::new("/")),
     }
+}
+
+/// As the task's user, who must be able to be there.
+fn change_to(work_dir: &str) -> Result<(), InitError> {
+    let refused =
+        |errno| InitError::Reported(format!("work_dir {work_dir:?}: {errno}; it must be there for the task's user"));
+    chdir(work_dir).map_err(refused)
 }
 
 fn local_dir(spec: &TaskSpec) -> PathBuf {

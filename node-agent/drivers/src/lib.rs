@@ -22,10 +22,12 @@ mod driver;
 mod env;
 mod handle;
 pub mod init;
+mod java;
 mod lock;
 mod logs;
 pub mod protocol;
 mod root;
+mod seccomp;
 mod spec;
 mod state;
 pub mod supervisor;
@@ -35,6 +37,7 @@ pub use docker::{Docker, DockerOptions};
 pub use driver::{Driver, Exec, Launch, PrepareError, RawExec, hosts_file, resolv_conf};
 pub use env::{EnvInputs, interpolate, node_values, task_env};
 pub use handle::{HandleError, Launcher, StartError, TaskHandle};
+pub use java::Java;
 pub use spec::{
     ContainerTask, CpuQuota, Directories, Isolation, Limits, LogLimits, RootSpec, SpecError, TaskSpec, parse_signal,
 };

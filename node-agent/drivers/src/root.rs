@@ -30,8 +30,11 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
 ];
 
 /// What of the kernel's files tells about the node or its other processes; the set that runc hides.
-const HIDDEN: [&str; 9] = [
+const HIDDEN: [&str; 13] = [
     "proc/acpi",
+    "proc/asound",
+    "proc/config.gz",
+    "proc/interrupts",
     "proc/kcore",
     "proc/keys",
     "proc/latency_stats",
@@ -39,6 +42,7 @@ const HIDDEN: [&str; 9] = [
     "proc/timer_stats",
     "proc/sched_debug",
     "proc/scsi",
+    "sys/devices/virtual/powercap",
     "sys/firmware",
 ];
 

@@ -2,7 +2,7 @@
 
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -31,6 +31,9 @@ pub struct TaskSpec {
     /// A network namespace to join; `None` is the agent's.
     pub netns: Option<PathBuf>,
     pub isolation: Isolation,
+    /// Where it starts, as it sees it; `None` is `/` for exec and the task's directory for raw_exec.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work_dir: Option<String>,
     pub dirs: Directories,
     pub logs: LogLimits,
     pub kill_signal: String,
@@ -85,6 +88,9 @@ pub struct RootSpec {
     pub hosts: Option<String>,
     /// Directories of the node that the task sees read-only; those that do not exist are left out.
     pub read_only: Vec<PathBuf>,
+    /// What a task that runs as root may, by names such as `CAP_CHOWN`; `None` is the default set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<BTreeSet<String>>,
 }
 
 /// Where a task's files are on the node, laid out as in Nomad.
@@ -136,7 +142,7 @@ impl RootSpec {
 
     pub fn new(hostname: impl Into<String>) -> Self {
         let read_only = Self::READ_ONLY.iter().map(PathBuf::from).collect();
-        Self { hostname: hostname.into(), resolv_conf: None, hosts: None, read_only }
+        Self { hostname: hostname.into(), resolv_conf: None, hosts: None, read_only, capabilities: None }
     }
 }
 
@@ -278,6 +284,7 @@ mod tests {
             limits: Limits { cpu_mhz: 100, memory_bytes: 64 << 20, pids_max: 64, ..Limits::default() },
             netns: None,
             isolation: Isolation::Raw,
+            work_dir: None,
             dirs: Directories::under(Path::new("/nowhere"), "web"),
             logs: LogLimits { files_max: 2, file_bytes_max: 1 << 20 },
             kill_signal: "SIGINT".into(),

@@ -109,7 +109,7 @@ const DOCKER: &[ConfigKey] = &[
     key("cap_drop", ConfigKind::TextList),
     key("privileged", ConfigKind::Bool),
     key("hostname", ConfigKind::Text),
-    key("network_mode", ConfigKind::NotBuilt),
+    key("network_mode", ConfigKind::Text),
     key("network_aliases", ConfigKind::NotBuilt),
     key("ipv4_address", ConfigKind::NotBuilt),
     key("ipv6_address", ConfigKind::NotBuilt),

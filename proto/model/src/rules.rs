@@ -1,7 +1,7 @@
 //! What single values of a job may be. Job files and JSON are read by different code with different ways to point at a
 //! mistake; both ask here, and the answer is the sentence a user reads.
 
-use crate::driver::{Plugin, PluginConfig, TaskDriver};
+use crate::driver::{Plugin, PluginConfig};
 use crate::job::{Job, JobKind, NetworkMode, Task, TaskGroup};
 use crate::placement::{Operator, Spread};
 use crate::policy::{DisconnectPolicy, ReschedulePolicy, RestartPolicy, UpdateOrder, UpdatePolicy};
@@ -254,12 +254,9 @@ pub fn spread(spread: &Spread) -> Rule {
 /// from these lists; until then a job that has it is refused.
 pub fn unbuilt_in_job(job: &Job) -> Vec<&'static str> {
     let found = [
-        (!job.affinities.is_empty(), "affinity"),
-        (!job.spreads.is_empty(), "spread"),
         (job.periodic.is_some(), "periodic"),
         (job.parameterized.is_some(), "parameterized"),
         (!job.depends_on.is_empty(), "depends_on"),
-        (job.disruption.is_some(), "disruption"),
     ];
     named(&found)
 }
@@ -267,10 +264,7 @@ pub fn unbuilt_in_job(job: &Job) -> Vec<&'static str> {
 pub fn unbuilt_in_group(group: &TaskGroup, kind: JobKind) -> Vec<&'static str> {
     let network = group.network.as_ref();
     let found = [
-        (!group.affinities.is_empty(), "affinity"),
-        (!group.spreads.is_empty(), "spread"),
-        (group.reschedule != ReschedulePolicy::default_of(kind), "reschedule"),
-        (group.disconnect != DisconnectPolicy::default(), "disconnect"),
+        (kind.is_on_every_node() && group.disconnect != DisconnectPolicy::default(), "disconnect"),
         (!group.volumes.is_empty(), "volume"),
         (group.disk_sticky || group.disk_migrate, "ephemeral_disk"),
         (!group.shutdown_delay.is_zero(), "shutdown_delay"),
@@ -283,12 +277,8 @@ pub fn unbuilt_in_group(group: &TaskGroup, kind: JobKind) -> Vec<&'static str> {
 
 pub fn unbuilt_in_task(task: &Task) -> Vec<&'static str> {
     let resources = task.resources;
-    let capabilities = |config: &crate::driver::ExecConfig| {
-        !config.cap_add.is_empty() || !config.cap_drop.is_empty() || config.work_dir.is_some()
-    };
     let found = [
-        (!task.affinities.is_empty(), "affinity"),
-        (!task.devices.is_empty() || resources.cores > 0 || resources.memory_max_mb > 0, "resources"),
+        (!task.devices.is_empty() || resources.cores > 0, "resources"),
         (task.restart.is_some(), "restart"),
         (task.lifecycle.is_some(), "lifecycle"),
         (task.leader, "leader"),
@@ -297,11 +287,6 @@ pub fn unbuilt_in_task(task: &Task) -> Vec<&'static str> {
         (!task.templates.is_empty(), "template"),
         (!task.volume_mounts.is_empty(), "volume_mount"),
         (task.payload_file.is_some(), "dispatch_payload"),
-        (matches!(task.driver, TaskDriver::Plugin(_)), "driver"),
-        (
-            matches!(&task.driver, TaskDriver::Exec(config) | TaskDriver::RawExec(config) if capabilities(config)),
-            "config",
-        ),
     ];
     named(&found)
 }
@@ -359,6 +344,9 @@ pub fn constraint(operator: Operator, value: &str) -> Rule {
         Operator::Regexp => regex(value).map(drop),
         Operator::Version => version(version::Rules::Lenient, ">= 1.2, < 2"),
         Operator::Semver => version(version::Rules::Semver, ">= 1.2.0, < 2.0.0"),
+        Operator::DistinctProperty if !value.is_empty() && !matches!(value.parse::<u32>(), Ok(1..)) => {
+            Err(format!("`{value}` is not how many may share a value; write a number from 1"))
+        }
         _ => Ok(()),
     }
 }

@@ -264,7 +264,7 @@ fn a_drivers_config_is_read_by_its_schema() {
     let task = &mut job["TaskGroups"][0]["Tasks"][0];
     task["Driver"] = json!("docker");
     task["Config"] = json!({
-        "args": "one", "privileged": "yes", "imagee": "x", "network_mode": "host", "auth": [{ "user": "a" }],
+        "args": "one", "privileged": "yes", "imagee": "x", "logging": "host", "auth": [{ "user": "a" }],
         "mount": [{ "source": "/a" }],
     });
     let at = |problem: &str| format!("Job.TaskGroups[0].Tasks[0].Config.{problem}");
@@ -274,7 +274,7 @@ fn a_drivers_config_is_read_by_its_schema() {
         "args: must be a list of strings",
         "privileged: must be true or false",
         "imagee: is not a key of this driver",
-        "network_mode is not built yet; leave it out",
+        "logging is not built yet; leave it out",
         "auth.user: is not a key of this driver",
         "mount.target is required",
     ] {

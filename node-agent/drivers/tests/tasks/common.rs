@@ -17,14 +17,21 @@ pub const NODE_ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 77, 0, 1
 pub struct Bench {
     pub dir: tempfile::TempDir,
     pub node: Node,
-    alloc_id: AllocId,
+    pub alloc_id: AllocId,
+    /// The allocation's namespace and address; `None` is network mode host.
+    pub network: Option<(PathBuf, IpAddr)>,
 }
 
 impl Bench {
     pub fn new() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "these tests start real tasks: run them as root");
         let node = node(NodeId(uuid::Uuid::from_bytes(random())));
-        Self { dir: tempfile::tempdir().expect("dir"), node, alloc_id: AllocId(uuid::Uuid::from_bytes(random())) }
+        Self {
+            dir: tempfile::tempdir().expect("dir"),
+            node,
+            alloc_id: AllocId(uuid::Uuid::from_bytes(random())),
+            network: None,
+        }
     }
 
     pub fn launcher(&self) -> Launcher {
@@ -65,15 +72,16 @@ impl Bench {
 
     /// What the driver makes of a task.
     pub fn prepare(&self, driver: &dyn Driver, task: Task) -> Result<TaskSpec, PrepareError> {
-        let alloc = alloc(self.alloc_id, &self.node, task);
+        let mode = if self.network.is_some() { NetworkMode::Bridge } else { NetworkMode::Host };
+        let alloc = alloc(self.alloc_id, &self.node, task, mode);
         let task = &alloc.job.groups[0].tasks[0];
         let launch = Launch {
             node: &self.node,
             alloc: &alloc,
             task,
             root: &self.root(),
-            netns: None,
-            address: None,
+            netns: self.network.as_ref().map(|(netns, _)| netns.clone()),
+            address: self.network.as_ref().map(|(_, address)| *address),
             resolver: Some(IpAddr::from([10, 64, 0, 1])),
         };
         driver.prepare(&launch)
@@ -187,9 +195,10 @@ pub fn task(driver: TaskDriver) -> Task {
     }
 }
 
-fn alloc(id: AllocId, node: &Node, task: Task) -> Allocation {
+fn alloc(id: AllocId, node: &Node, task: Task, mode: NetworkMode) -> Allocation {
     let group = TaskGroup {
         tasks: vec![task],
+        network: Some(Network::of(mode, Vec::new())),
         meta: BTreeMap::from([("colour".into(), "red".into())]),
         disk_mb: 10,
         ..TaskGroup::named("g")

@@ -14,13 +14,17 @@ use std::time::{Duration, Instant};
 /// The image that the tests' containers are of.
 pub const IMAGE: &str = "localhost/lab:1";
 
-const APPLETS: [&str; 35] = [
-    "cat", "chroot", "cp", "dd", "df", "echo", "env", "expr", "false", "grep", "head", "hostname", "id", "kill", "ls",
-    "mkdir", "mknod", "mount", "nproc", "printf", "ps", "pwd", "readlink", "seq", "setsid", "sh", "sleep", "stat",
-    "stty", "tail", "test", "touch", "true", "wc", "yes",
+const APPLETS: [&str; 37] = [
+    "cat", "chroot", "cp", "cut", "dd", "df", "echo", "env", "expr", "false", "grep", "head", "hostname", "id", "kill",
+    "ls", "mkdir", "mknod", "mount", "nproc", "printf", "ps", "pwd", "readlink", "sed", "seq", "setsid", "sh", "sleep",
+    "stat", "stty", "tail", "test", "touch", "true", "wc", "yes",
 ];
 
 pub fn docker() -> Docker {
+    Docker::docker(options(Plugin::Docker, &docker_socket()))
+}
+
+pub fn docker_socket() -> PathBuf {
     static SOCKET: OnceLock<PathBuf> = OnceLock::new();
     let socket = SOCKET.get_or_init(|| {
         let dir = scratch("docker");
@@ -45,7 +49,7 @@ pub fn docker() -> Docker {
         import(&["docker", "-H", &host, "import", "-", IMAGE]);
         socket
     });
-    Docker::docker(options(Plugin::Docker, socket))
+    socket.clone()
 }
 
 pub fn podman() -> Docker {

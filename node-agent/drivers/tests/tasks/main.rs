@@ -3,6 +3,9 @@
 
 mod common;
 mod conformance;
+mod containers;
 mod engines;
+mod escapes;
 mod isolation;
+mod java;
 mod survival;
