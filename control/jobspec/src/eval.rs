@@ -1,20 +1,24 @@
-//! Expressions to values: literals, templates, `var`, `local`, a few functions.
+//! Expressions to values: literals, templates, loops, `var`, `local`, functions.
 //!
 //! What only the node knows (`${NOMAD_…}`, `${attr.…}` …) stays as text. Everything that could grow without bound on
 //! hostile input is bounded: the syntax tree by the parser's depth, chains of locals by [`DEPTH_MAX`], values by
 //! [`BYTES_MAX`].
 
+use crate::functions;
+use crate::section::nearest;
 use crate::source::Source;
 use hcl_edit::Span;
-use hcl_edit::expr::{BinaryOperator, Expression, FuncCall, ObjectKey, Traversal, TraversalOperator, UnaryOperator};
-use hcl_edit::template::{Element, Strip};
+use hcl_edit::expr::{
+    BinaryOperator, Expression, ForExpr, FuncCall, ObjectKey, Traversal, TraversalOperator, UnaryOperator,
+};
+use hcl_edit::template::{Directive, Element, Strip};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// How deep expressions may lead into one another, through locals too: evaluation recurses.
 const DEPTH_MAX: usize = 128;
 /// What all values of one file may add up to.
-const BYTES_MAX: usize = 8 << 20;
+pub(crate) const BYTES_MAX: usize = 8 << 20;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Value {
@@ -48,7 +52,7 @@ impl Value {
         }
     }
 
-    fn bool(&self) -> Option<bool> {
+    pub(crate) fn bool(&self) -> Option<bool> {
         match self {
             Value::Bool(value) => Some(*value),
             Value::Text(text) => text.parse().ok(),
@@ -76,9 +80,9 @@ impl Value {
 }
 
 /// Why an expression has no value, and where.
-struct Failure {
+pub(crate) struct Failure {
     span: Option<Range<usize>>,
-    message: String,
+    pub(crate) message: String,
 }
 
 impl Span for Failure {
@@ -98,6 +102,8 @@ fn fail<T>(at: &impl Span, message: impl Into<String>) -> Result<T, Failure> {
 pub(crate) struct Scope<'b> {
     pub(crate) variables: BTreeMap<String, Value>,
     pub(crate) locals: BTreeMap<String, &'b Expression>,
+    /// The variables of the loops around, innermost last.
+    pub(crate) bound: Vec<(String, Value)>,
     known: BTreeMap<String, Value>,
     chain: Vec<String>,
     bytes: usize,
@@ -154,7 +160,9 @@ impl<'b> Scope<'b> {
             Expression::Variable(name) if is_run_time(name.as_str()) => {
                 Ok(Value::Text(format!("${{{}}}", name.as_str())))
             }
-            Expression::Variable(name) => fail(name, format!("`{}` is not known here", name.as_str())),
+            Expression::Variable(name) => self
+                .loop_variable(name.as_str())
+                .map_or_else(|| fail(name, format!("`{}` is not known here", name.as_str())), Ok),
             Expression::Traversal(traversal) => self.traversal(traversal, source),
             Expression::Conditional(conditional) => {
                 let condition = self.evaluate(&conditional.cond_expr, source)?;
@@ -182,7 +190,7 @@ impl<'b> Scope<'b> {
                 let kinds = format!("`{}` does not apply to {} and {}", operator.as_str(), left.kind(), right.kind());
                 operate(operator, &left, &right).map_or_else(|| fail(operation.as_ref(), kinds), Ok)
             }
-            Expression::ForExpr(_) => fail(expression, "`for` expressions are not built yet"),
+            Expression::ForExpr(each) => self.for_expression(each, source),
         }
     }
 
@@ -197,22 +205,37 @@ impl<'b> Scope<'b> {
     }
 
     fn template<'e>(&mut self, elements: impl Iterator<Item = &'e Element>, source: &Source<'_>) -> Evaluated {
+        self.render(elements, false, source).map(|(text, _)| Value::Text(text))
+    }
+
+    /// The text, and whether what follows it is to lose its leading space. `strip` takes the leading space of this one.
+    fn render<'e>(
+        &mut self,
+        elements: impl Iterator<Item = &'e Element>,
+        mut strip: bool,
+        source: &Source<'_>,
+    ) -> Result<(String, bool), Failure> {
         let mut text = String::new();
         for element in elements {
             match element {
-                Element::Literal(literal) => text.push_str(literal.as_str()),
-                Element::Directive(_) => return fail(element, "`%{ … }` in strings is not built yet"),
-                Element::Interpolation(inner) if inner.strip != Strip::None => {
-                    return fail(element, "`~`, which strips spaces around `${ … }`, is not built yet; leave it out");
+                Element::Literal(literal) => {
+                    text.push_str(if strip { literal.as_str().trim_start() } else { literal.as_str() });
+                    strip = false;
                 }
+                Element::Directive(directive) => strip = self.directive(directive, &mut text, source)?,
                 Element::Interpolation(inner) if root(&inner.expr).is_some_and(is_run_time) => {
+                    if inner.strip != Strip::None {
+                        return fail(element, "`~` strips nothing around what only the node knows; leave it out");
+                    }
                     text.push_str(source.slice(element.span().unwrap_or_default()));
+                    strip = false;
                 }
                 Element::Interpolation(inner) => {
                     let value = self.evaluate(&inner.expr, source)?;
                     let Some(part) = value.text() else {
                         return fail(&inner.expr, format!("{} cannot be part of a string", value.kind()));
                     };
+                    strip = stripped(&mut text, inner.strip);
                     text.push_str(&part);
                 }
             }
@@ -220,7 +243,124 @@ impl<'b> Scope<'b> {
                 return fail(element, format!("the string grows beyond {BYTES_MAX} bytes"));
             }
         }
-        Ok(Value::Text(text))
+        Ok((text, strip))
+    }
+
+    /// `%{ if … }` and `%{ for … }`.
+    fn directive(&mut self, directive: &Directive, text: &mut String, source: &Source<'_>) -> Result<bool, Failure> {
+        match directive {
+            Directive::If(branch) => {
+                let condition = self.evaluate(&branch.if_expr.cond_expr, source)?;
+                let Some(holds) = condition.bool() else {
+                    let message = format!("a condition is true or false, not {}", condition.kind());
+                    return fail(&branch.if_expr.cond_expr, message);
+                };
+                let lead = stripped(text, branch.if_expr.strip);
+                let (lead, template, end) = match (&branch.else_expr, holds) {
+                    (Some(other), true) => (lead, &branch.if_expr.template, other.strip),
+                    (None, true) => (lead, &branch.if_expr.template, branch.endif_expr.strip),
+                    (Some(other), false) => (strips_after(other.strip), &other.template, branch.endif_expr.strip),
+                    (None, false) => return Ok(strips_after(branch.endif_expr.strip)),
+                };
+                let (mut part, _) = self.render(template.iter(), lead, source)?;
+                stripped(&mut part, end);
+                text.push_str(&part);
+                Ok(strips_after(branch.endif_expr.strip))
+            }
+            Directive::For(directive) => {
+                let each = &directive.for_expr;
+                let lead = stripped(text, each.strip);
+                let key = each.key_var.as_ref().map(|name| name.as_str());
+                for (at, item) in self.items(&each.collection_expr, source)? {
+                    self.bind(key, each.value_var.as_str(), at, item);
+                    let part = self.render(each.template.iter(), lead, source);
+                    self.unbind(key);
+                    let (mut part, _) = part?;
+                    stripped(&mut part, directive.endfor_expr.strip);
+                    text.push_str(&part);
+                    if text.len() > BYTES_MAX {
+                        return fail(&each.collection_expr, format!("the string grows beyond {BYTES_MAX} bytes"));
+                    }
+                }
+                Ok(strips_after(directive.endfor_expr.strip))
+            }
+        }
+    }
+
+    /// What a loop goes over: positions or keys, with the values.
+    pub(crate) fn items(
+        &mut self,
+        collection: &Expression,
+        source: &Source<'_>,
+    ) -> Result<Vec<(Value, Value)>, Failure> {
+        match self.evaluate(collection, source)? {
+            Value::List(items) => {
+                Ok(items.into_iter().enumerate().map(|(at, item)| (Value::Number(at as f64), item)).collect())
+            }
+            Value::Map(fields) => Ok(fields.into_iter().map(|(key, value)| (Value::Text(key), value)).collect()),
+            other => fail(collection, format!("a loop goes over a list or a map, not {}", other.kind())),
+        }
+    }
+
+    fn bind(&mut self, key: Option<&str>, value_name: &str, key_value: Value, value: Value) {
+        self.bound.extend(key.map(|name| (name.to_owned(), key_value)));
+        self.bound.push((value_name.to_owned(), value));
+    }
+
+    fn unbind(&mut self, key: Option<&str>) {
+        let kept = self.bound.len().saturating_sub(1 + usize::from(key.is_some()));
+        self.bound.truncate(kept);
+    }
+
+    fn loop_variable(&self, name: &str) -> Option<Value> {
+        self.bound.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.clone())
+    }
+
+    fn for_expression(&mut self, each: &ForExpr, source: &Source<'_>) -> Evaluated {
+        let key = each.intro.key_var.as_ref().map(|name| name.as_str());
+        let (mut list, mut map) = (Vec::new(), BTreeMap::new());
+        for (at, item) in self.items(&each.intro.collection_expr, source)? {
+            self.bind(key, each.intro.value_var.as_str(), at, item);
+            let turn = self.for_turn(each, source);
+            self.unbind(key);
+            match turn? {
+                None => {}
+                Some((None, value)) => list.push(value),
+                Some((Some(key), value)) if each.grouping => {
+                    match map.entry(key).or_insert_with(|| Value::List(Vec::new())) {
+                        Value::List(group) => group.push(value),
+                        _ => return fail(&each.value_expr, "cannot be grouped"),
+                    }
+                }
+                Some((Some(key), _)) if map.contains_key(&key) => {
+                    let message = format!("the key `{key}` comes up twice; write `...` after the value to group");
+                    return fail(&each.value_expr, message);
+                }
+                Some((Some(key), value)) => {
+                    map.insert(key, value);
+                }
+            }
+        }
+        Ok(if each.key_expr.is_some() { Value::Map(map) } else { Value::List(list) })
+    }
+
+    /// One turn of a `for` expression: its key and value, unless the condition leaves it out.
+    fn for_turn(&mut self, each: &ForExpr, source: &Source<'_>) -> Result<Option<(Option<String>, Value)>, Failure> {
+        if let Some(condition) = &each.cond {
+            match self.evaluate(&condition.expr, source)?.bool() {
+                Some(true) => {}
+                Some(false) => return Ok(None),
+                None => return fail(&condition.expr, "a condition is true or false"),
+            }
+        }
+        let key = match &each.key_expr {
+            None => None,
+            Some(at) => match self.evaluate(at, source)?.text() {
+                Some(key) => Some(key),
+                None => return fail(at, "cannot be a key"),
+            },
+        };
+        Ok(Some((key, self.evaluate(&each.value_expr, source)?)))
     }
 
     fn traversal(&mut self, traversal: &Traversal, source: &Source<'_>) -> Evaluated {
@@ -240,13 +380,31 @@ impl<'b> Scope<'b> {
                 };
                 self.named(space, name.as_str(), traversal, source)?
             }
-            Some(other) => return fail(traversal, format!("`{other}` is not known here")),
+            Some(other) => match self.loop_variable(other) {
+                Some(value) => value,
+                None => return fail(traversal, format!("`{other}` is not known here")),
+            },
             None => self.evaluate(&traversal.expr, source)?,
         };
-        for operator in operators {
+        while let Some(operator) = operators.next() {
+            if let TraversalOperator::AttrSplat(_) | TraversalOperator::FullSplat(_) = operator.value() {
+                let rest: Vec<&TraversalOperator> = operators.map(|operator| operator.value()).collect();
+                return self.splat(value, &rest, traversal, source);
+            }
             value = self.step(value, operator.value(), traversal, source)?;
         }
         Ok(value)
+    }
+
+    /// `list[*].name`: the rest of the path for every element.
+    fn splat(&mut self, value: Value, rest: &[&TraversalOperator], at: &Traversal, source: &Source<'_>) -> Evaluated {
+        let items = match value {
+            Value::List(items) => items,
+            Value::Null => Vec::new(),
+            one => vec![one],
+        };
+        let walk = |item| rest.iter().try_fold(item, |value, by| self.step(value, by, at, source));
+        items.into_iter().map(walk).collect::<Result<Vec<_>, _>>().map(Value::List)
     }
 
     fn step(&mut self, value: Value, by: &TraversalOperator, at: &Traversal, source: &Source<'_>) -> Evaluated {
@@ -255,7 +413,7 @@ impl<'b> Scope<'b> {
             TraversalOperator::Index(index) => self.evaluate(index, source)?,
             TraversalOperator::LegacyIndex(index) => Value::Text(index.value().to_string()),
             TraversalOperator::AttrSplat(_) | TraversalOperator::FullSplat(_) => {
-                return fail(at, "`*` is not built yet; index one element");
+                return fail(at, "one `*` is enough in a path");
             }
         };
         let found = match value {
@@ -273,7 +431,7 @@ impl<'b> Scope<'b> {
     fn named(&mut self, space: &str, name: &str, at: &Traversal, source: &Source<'_>) -> Evaluated {
         if space == "var" {
             let known = || self.variables.keys().map(String::as_str);
-            let near = crate::section::nearest(name, known()).map(|near| format!("; did you mean `{near}`?"));
+            let near = nearest(name, known()).map(|near| format!("; did you mean `{near}`?"));
             let unknown = format!("no variable `{name}` with a default{}", near.unwrap_or_default());
             return self.variables.get(name).cloned().map_or_else(|| fail(at, unknown), Ok);
         }
@@ -287,7 +445,9 @@ impl<'b> Scope<'b> {
             return fail(at, format!("local `{name}` depends on itself"));
         }
         self.chain.push(name.to_owned());
+        let outside = std::mem::take(&mut self.bound);
         let value = self.evaluate(expression, source);
+        self.bound = outside;
         self.chain.pop();
         let value = value?;
         self.known.insert(name.to_owned(), value.clone());
@@ -296,87 +456,45 @@ impl<'b> Scope<'b> {
 
     fn call(&mut self, call: &FuncCall, source: &Source<'_>) -> Evaluated {
         let name = call.name.name.as_str();
-        if !FUNCTIONS.contains(&name) || call.name.is_namespaced() {
-            return fail(call, format!("function `{name}` is not built yet; there are {}", FUNCTIONS.join(", ")));
+        if !functions::NAMES.contains(&name) || call.name.is_namespaced() {
+            let near = nearest(name, functions::NAMES.iter().copied()).map(|near| format!("; did you mean `{near}`?"));
+            return fail(call, format!("function `{name}` is not built yet{}", near.unwrap_or_default()));
+        }
+        if matches!(name, "try" | "can") {
+            return self.attempt(name, call, source);
         }
         let args: Result<Vec<_>, _> = call.args.iter().map(|arg| self.evaluate(arg, source)).collect();
-        apply(name, &args?).map_or_else(|| fail(call, format!("`{name}` does not take these arguments")), Ok)
-    }
-}
-
-const FUNCTIONS: [&str; 14] = [
-    "coalesce",
-    "concat",
-    "join",
-    "length",
-    "lower",
-    "max",
-    "merge",
-    "min",
-    "replace",
-    "split",
-    "tonumber",
-    "tostring",
-    "trimspace",
-    "upper",
-];
-
-fn apply(name: &str, args: &[Value]) -> Option<Value> {
-    match (name, args) {
-        ("upper", [value]) => Some(Value::Text(value.text()?.to_uppercase())),
-        ("lower", [value]) => Some(Value::Text(value.text()?.to_lowercase())),
-        ("trimspace", [value]) => Some(Value::Text(value.text()?.trim().to_owned())),
-        ("tostring", [value]) => value.text().map(Value::Text),
-        ("tonumber", [value]) => value.number().map(Value::Number),
-        ("join", [separator, lists @ ..]) => {
-            let texts: Option<Vec<String>> = flat(lists)?.iter().map(Value::text).collect();
-            Some(Value::Text(texts?.join(&separator.text()?)))
-        }
-        ("concat", lists) => flat(lists).map(Value::List),
-        ("split", [separator, text]) => {
-            let (separator, text) = (separator.text()?, text.text()?);
-            Some(Value::List(text.split(&separator).map(|part| Value::Text(part.to_owned())).collect()))
-        }
-        // An empty needle would multiply the text.
-        ("replace", [text, from, to]) if from.text().is_some_and(|from| !from.is_empty()) => {
-            Some(Value::Text(bounded_replace(&text.text()?, &from.text()?, &to.text()?)?))
-        }
-        ("length", [Value::List(items)]) => Some(Value::Number(items.len() as f64)),
-        ("length", [Value::Map(fields)]) => Some(Value::Number(fields.len() as f64)),
-        ("length", [Value::Text(text)]) => Some(Value::Number(text.chars().count() as f64)),
-        ("coalesce", values) => {
-            values.iter().find(|value| !matches!(value, Value::Null) && **value != Value::Text(String::new())).cloned()
-        }
-        ("max", [first, rest @ ..]) => fold_numbers(first, rest, f64::max),
-        ("min", [first, rest @ ..]) => fold_numbers(first, rest, f64::min),
-        ("merge", maps) => {
-            let mut merged = BTreeMap::new();
-            for map in maps {
-                let Value::Map(fields) = map else { return None };
-                merged.extend(fields.clone());
+        let mut args = args?;
+        if call.args.expand_final() {
+            match args.pop() {
+                Some(Value::List(last)) => args.extend(last),
+                _ => return fail(call, "`...` spreads a list"),
             }
-            Some(Value::Map(merged))
         }
-        _ => None,
+        functions::apply(name, &args).map_or_else(|| fail(call, format!("`{name}` does not take these arguments")), Ok)
+    }
+
+    /// The first argument that has a value; or whether there is one.
+    fn attempt(&mut self, name: &str, call: &FuncCall, source: &Source<'_>) -> Evaluated {
+        let found = call.args.iter().find_map(|arg| self.evaluate(arg, source).ok());
+        match (name, found) {
+            ("can", found) => Ok(Value::Bool(found.is_some())),
+            (_, Some(value)) => Ok(value),
+            (_, None) => fail(call, "none of the arguments has a value"),
+        }
     }
 }
 
-fn bounded_replace(text: &str, from: &str, to: &str) -> Option<String> {
-    let found = text.matches(from).count();
-    (text.len() + found.saturating_mul(to.len()) <= BYTES_MAX).then(|| text.replace(from, to))
-}
-
-fn fold_numbers(first: &Value, rest: &[Value], choose: fn(f64, f64) -> f64) -> Option<Value> {
-    rest.iter().try_fold(first.number()?, |best, value| Some(choose(best, value.number()?))).map(Value::Number)
-}
-
-fn flat(lists: &[Value]) -> Option<Vec<Value>> {
-    let mut all = Vec::new();
-    for list in lists {
-        let Value::List(items) = list else { return None };
-        all.extend(items.iter().cloned());
+/// Takes the trailing space of the text if the marker says so; whether it takes the leading space of what follows.
+fn stripped(text: &mut String, strip: Strip) -> bool {
+    if matches!(strip, Strip::Start | Strip::Both) {
+        text.truncate(text.trim_end().len());
     }
-    Some(all)
+    strips_after(strip)
+}
+
+fn strips_after(strip: Strip) -> bool {
+    matches!(strip, Strip::End | Strip::Both)
 }
 
 fn operate(operator: BinaryOperator, left: &Value, right: &Value) -> Option<Value> {

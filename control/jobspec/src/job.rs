@@ -11,9 +11,11 @@ mod task;
 mod update;
 mod value;
 
+use crate::dynamic;
 use crate::eval::Scope;
 use crate::section::{Section, Shape};
 use crate::source::Source;
+use crate::variables::{self, Inputs};
 use hcl_edit::expr::Expression;
 use hcl_edit::structure::{Attribute, Block, Body, Structure};
 use model::{Job, JobKind, ReschedulePolicy, TaskGroup, UpdatePolicy, rules};
@@ -21,13 +23,6 @@ use std::collections::BTreeMap;
 
 const FILE: Shape =
     Shape { name: "the file", keys: &[], blocks: &["job", "variable", "locals"], not_built: &["variables"], only: &[] };
-const VARIABLE: Shape = Shape {
-    name: "variable",
-    keys: &["type", "default", "description"],
-    blocks: &[],
-    not_built: &["validation", "sensitive", "nullable"],
-    only: &[],
-};
 const JOB: Shape = Shape {
     name: "job",
     keys: &["id", "name", "namespace", "region", "type", "priority", "datacenters", "node_pool", "meta"],
@@ -48,12 +43,10 @@ const JOB: Shape = Shape {
     not_built: &["multiregion", "ui", "vault", "consul_token", "vault_token", "consul_namespace", "vault_namespace"],
     only: &[("all_at_once", "false")],
 };
-pub(crate) fn read(body: &Body, source: &mut Source<'_>) -> Option<Job> {
+pub(crate) fn read(body: &Body, inputs: &Inputs, source: &mut Source<'_>) -> Option<Job> {
     let file = Section::read(body, &FILE, source);
     let mut scope = Scope::default();
-    for block in file.all("variable") {
-        variable(block, &mut scope, source);
-    }
+    variables::read(file.all("variable"), inputs, &mut scope, source);
     for block in file.all("locals") {
         scope.locals.extend(block.body.attributes().map(|local| (local.key.as_str().to_owned(), &local.value)));
         for inner in block.body.blocks() {
@@ -64,21 +57,10 @@ pub(crate) fn read(body: &Body, source: &mut Source<'_>) -> Option<Job> {
         source.missing("there is no `job` block", "write `job \"name\" { … }`");
         return None;
     };
-    Some(Reader { scope: &mut scope, source }.job(block))
-}
-
-fn variable<'b>(block: &'b Block, scope: &mut Scope<'b>, source: &mut Source<'_>) {
-    let section = Section::read(&block.body, &VARIABLE, source);
-    let [name] = block.labels.as_slice() else {
-        return source.problem(&block.ident, "a variable has one name: write `variable \"name\" { … }`");
-    };
-    let Some(default) = section.get("default") else {
-        let message = format!("variable `{}` has no default", name.as_str());
-        return source.problem_with_hint(&block.ident, message, "values from outside are not built yet; add `default`");
-    };
-    if let Some(value) = scope.value(default, source) {
-        scope.variables.insert(name.as_str().to_owned(), value);
-    }
+    let expanded = dynamic::expand(&block.body, &mut scope, source);
+    let mut block = block.clone();
+    block.body = expanded;
+    Some(Reader { scope: &mut scope, source }.job(&block))
 }
 
 /// What groups take from their job unless they say otherwise.

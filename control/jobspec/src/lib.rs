@@ -10,10 +10,15 @@
 //! of them mean the one catalog there is. `${NOMAD_…}`, `${attr.…}`, `${node.…}` and `${meta.…}` stay in the text and are
 //! filled in on the node.
 
+mod dynamic;
 mod eval;
+mod functions;
 mod job;
 mod section;
 mod source;
+mod variables;
+
+pub use variables::{InputError, Inputs};
 
 #[cfg(test)]
 mod tests;
@@ -55,6 +60,11 @@ impl fmt::Display for Refusal {
 
 /// Reads a job file; `file_name` only appears in the refusal.
 pub fn parse_hcl(file_name: &str, text: &str) -> Result<model::Job, Refusal> {
+    parse_hcl_with(file_name, text, &Inputs::default())
+}
+
+/// Reads a job file whose variables are given from outside.
+pub fn parse_hcl_with(file_name: &str, text: &str, inputs: &Inputs) -> Result<model::Job, Refusal> {
     let refuse = |problems| Refusal { file: file_name.to_owned(), problems };
     if text.len() > SOURCE_BYTES_MAX {
         let message = format!("the file has {} bytes; a job file may have {SOURCE_BYTES_MAX}", text.len());
@@ -62,7 +72,7 @@ pub fn parse_hcl(file_name: &str, text: &str) -> Result<model::Job, Refusal> {
     }
     let body = hcl_edit::parser::parse_body(text).map_err(|error| refuse(vec![syntax_problem(&error)]))?;
     let mut source = source::Source::new(text);
-    let job = job::read(&body, &mut source);
+    let job = job::read(&body, inputs, &mut source);
     match job {
         Some(job) if source.problems.is_empty() => Ok(job),
         _ => Err(refuse(source.into_problems())),
@@ -79,7 +89,7 @@ fn syntax_problem(error: &hcl_edit::parser::Error) -> Problem {
 fn read(text: &str) -> (Option<model::Job>, Vec<String>) {
     let body = hcl_edit::parser::parse_body(text).expect("the syntax is right");
     let mut source = source::Source::new(text);
-    let job = job::read(&body, &mut source);
+    let job = job::read(&body, &Inputs::default(), &mut source);
     let sentence = |problem: Problem| format!("{}:{}: {}", problem.line, problem.column, problem.message);
     (job, source.into_problems().into_iter().map(sentence).collect())
 }
