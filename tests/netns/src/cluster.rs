@@ -76,12 +76,25 @@ impl Cluster {
 
     fn member(&self, name: &str, address: &str) -> Result<Machine> {
         let machine = self.lab.machine(name)?;
-        wire(&machine, "eth0", &self.router, name)?;
+        // A fresh namespace takes over what the machine's own has; most machines are no routers.
+        machine.sh("sysctl -qw net.ipv4.ip_forward=0")?;
+        self.connect(&machine, name, address)?;
+        Ok(machine)
+    }
+
+    fn connect(&self, machine: &Machine, name: &str, address: &str) -> Result<()> {
+        wire(machine, "eth0", &self.router, name)?;
         self.router.sh(&format!("ip link set {name} master br0"))?;
         pass_everything(&self.router, name)?;
         machine.sh(&format!("ip addr add {address}/24 dev eth0"))?;
-        machine.sh("ip route add default via 10.77.0.1")?;
-        Ok(machine)
+        machine.sh("ip route add default via 10.77.0.1").map(drop)
+    }
+
+    /// Takes a node's interface away and gives it another one of the same name and address.
+    pub fn replace_uplink(&self, node: usize) -> Result<()> {
+        let Node { name, machine, address, .. } = &self.nodes[node];
+        machine.sh("ip link del eth0")?;
+        self.connect(machine, name, address)
     }
 
     /// The first server makes the cluster, the others join it by tokens.

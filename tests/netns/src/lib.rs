@@ -12,6 +12,7 @@
 pub mod artifacts;
 pub mod cluster;
 pub mod collide;
+pub mod echo;
 pub mod http;
 mod lab;
 mod link;
@@ -21,7 +22,7 @@ mod process;
 
 pub use cluster::{Cluster, ClusterOptions};
 pub use lab::{LABS, Lab};
-pub use machine::Machine;
+pub use machine::{Machine, enter};
 pub use process::Process;
 
 use anyhow::{Context, Result, bail};

@@ -4,7 +4,7 @@ use crate::run;
 use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::JoinHandle;
 
@@ -52,15 +52,23 @@ impl Machine {
     /// Calls `work` on a thread of its own that lives in this namespace; sockets made there stay in it. The thread ends
     /// with `None` where it could not enter, which the caller is told as an error at once.
     pub fn enter<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<Option<T>>> {
-        let namespace = File::open(self.path()).with_context(|| format!("no namespace {}", self.namespace))?;
-        let (entered, answer) = std::sync::mpsc::channel();
-        let handle = std::thread::spawn(move || {
-            let result = setns(&namespace, CloneFlags::CLONE_NEWNET);
-            let may_work = result.is_ok();
-            entered.send(result).ok();
-            may_work.then(work)
-        });
-        answer.recv().context("the thread ended early")?.context("could not enter the namespace")?;
-        Ok(handle)
+        enter(&self.path(), work)
     }
+}
+
+/// As [`Machine::enter`], for any namespace that has a path: an allocation's, too.
+pub fn enter<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<Option<T>>> {
+    let namespace = File::open(path).with_context(|| format!("no namespace {}", path.display()))?;
+    let (entered, answer) = std::sync::mpsc::channel();
+    let handle = std::thread::spawn(move || {
+        let result = setns(&namespace, CloneFlags::CLONE_NEWNET);
+        let may_work = result.is_ok();
+        entered.send(result).ok();
+        may_work.then(work)
+    });
+    answer.recv().context("the thread ended early")?.context("could not enter the namespace")?;
+    Ok(handle)
 }
