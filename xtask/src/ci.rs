@@ -53,7 +53,7 @@ pub fn fix() -> Result<()> {
 }
 
 /// The benchmarks by name, with the crate that holds each.
-const BENCHES: [(&str, &str); 2] = [("datapath", "kernel"), ("scheduler", "scheduler")];
+const BENCHES: [(&str, &str); 3] = [("datapath", "kernel"), ("publish", "dataplane"), ("scheduler", "scheduler")];
 
 pub fn bench(name: &str) -> Result<()> {
     let Some((_, package)) = BENCHES.iter().find(|(known, _)| *known == name) else {
@@ -64,5 +64,10 @@ pub fn bench(name: &str) -> Result<()> {
         build::bench_ebpf()?;
         build::ebpf()?;
     }
-    run(cargo().args(["bench", "--quiet", "--locked", "--package", package, "--bench", name]))
+    run(cargo().args(["bench", "--quiet", "--locked", "--package", package, "--bench", name]))?;
+    if name == "scheduler" {
+        // The same through broker, workers, Raft and HTTP.
+        run(cargo().args(["bench", "--quiet", "--locked", "--package", "server", "--bench", name]))?;
+    }
+    Ok(())
 }

@@ -6,7 +6,7 @@ use super::listener::Listener;
 use super::report::report;
 use super::{NetConfig, NetError, chain, ipam, local_ports, reserved_ports, trace};
 use crate::datapath::Place;
-use dataplane::{Compilation, Indices, Snapshot, compile, diff};
+use dataplane::{Compilation, Indices, MapImage, Snapshot, compile, diff};
 use dns::Zone;
 use ipnet::IpNet;
 use kernel::Datapath;
@@ -94,7 +94,8 @@ struct Stack {
     stale: bool,
     reserved_ports: BTreeSet<u16>,
     local_ports: Option<RangeInclusive<u16>>,
-    indices: Indices,
+    /// What an agent before this one left, or a failed publication, until the next compilation.
+    adopted: Indices,
     compilation: Option<Compilation>,
     zone: watch::Sender<Option<Arc<Zone>>>,
     _dns_extra: Option<Listener>,
@@ -140,7 +141,7 @@ impl Stack {
         tracing::info!(adopted = allocs.len(), mode = ?datapath.uplink_mode(), "data path attached");
         let mut stack = Self {
             blocks: dataplane::own_blocks(&image),
-            indices: Indices::adopt(image, now()),
+            adopted: Indices::adopt(image, now()),
             reserved_ports: reserved_ports(&config),
             local_ports: local_ports(),
             config,
@@ -586,18 +587,30 @@ impl Stack {
 
     fn publish(&mut self) -> Result<(), NetError> {
         let Some(snapshot) = self.snapshot() else { return Ok(()) };
-        let compilation = compile(&snapshot, &self.indices);
-        let delta = diff(self.indices.image(), compilation.image());
+        let compilation = compile(&snapshot, self.indices());
+        let delta = diff(self.image(), compilation.image());
+        let generation = snapshot.routing.generation;
+        self.routing = Some(snapshot.routing);
         if let Err(error) = self.datapath.publish(&delta) {
             // Some writes were made: go on from what is there now.
-            self.indices = Indices::adopt(self.datapath.load_image()?, now());
+            self.adopted = Indices::adopt(self.datapath.load_image()?, now());
+            self.compilation = None;
             return Err(error.into());
         }
-        tracing::debug!(generation = %snapshot.routing.generation, writes = delta.writes.len(), "published");
+        tracing::debug!(%generation, writes = delta.writes.len(), "published");
         self.log_new_problems(&compilation);
-        self.indices = compilation.indices.clone();
         self.compilation = Some(compilation);
+        self.adopted = Indices::default();
         Ok(())
+    }
+
+    /// What the next compilation goes on from.
+    fn indices(&self) -> &Indices {
+        self.compilation.as_ref().map_or(&self.adopted, |compilation| &compilation.indices)
+    }
+
+    fn image(&self) -> &MapImage {
+        self.indices().image()
     }
 
     fn log_new_problems(&self, compilation: &Compilation) {
@@ -607,7 +620,8 @@ impl Stack {
         }
     }
 
-    fn snapshot(&self) -> Option<Snapshot> {
+    /// Takes the routing out, which is large; whoever asked puts it back.
+    fn snapshot(&mut self) -> Option<Snapshot> {
         let uplink = self.uplink.as_ref().map(|uplink| dataplane::Uplink {
             address: self.config.address,
             ifindex: uplink.ifindex,
@@ -619,7 +633,7 @@ impl Stack {
         Some(Snapshot {
             node_id: self.config.node_id,
             now: now(),
-            routing: self.routing.clone()?,
+            routing: self.routing.take()?,
             uplink,
             mesh_address: self.mesh,
             endpoints: endpoints::snapshot(&self.allocs),
@@ -640,7 +654,7 @@ impl Stack {
         self.publish_if_dirty();
         let question = trace::question(asked)?;
         let rehearsal = self.datapath.rehearse(&question)?;
-        let (image, compilation) = (self.indices.image(), self.compilation.as_ref());
+        let (image, compilation) = (self.image(), self.compilation.as_ref());
         Ok(trace::report(&self.config.node_name, asked, &question, &rehearsal, image, compilation))
     }
 
@@ -693,6 +707,7 @@ fn kernel_config(config: &NetConfig) -> Result<kernel::Config, NetError> {
         node_id: config.node_id.to_string(),
         uplink: config.uplink.clone(),
         cgroup_root: cgroup2_root().ok_or(NetError::NoCgroup2)?,
+        sizes: kernel::Sizes::default(),
     })
 }
 
