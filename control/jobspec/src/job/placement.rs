@@ -13,6 +13,7 @@ const CONSTRAINT: Shape = Shape {
         "attribute",
         "operator",
         "value",
+        "distinct_property",
         "distinct_hosts",
         "regexp",
         "version",
@@ -21,7 +22,7 @@ const CONSTRAINT: Shape = Shape {
         "set_contains_any",
     ],
     blocks: &[],
-    not_built: &["distinct_property"],
+    not_built: &[],
     only: &[],
 };
 
@@ -60,7 +61,10 @@ impl Reader<'_, '_, '_> {
     fn constraint(&mut self, block: &Block) -> Option<Constraint> {
         let section = Section::read(&block.body, &CONSTRAINT, self.source);
         let attribute = self.text(section.get("attribute"));
-        let short = CONSTRAINT.keys[3..].iter().find_map(|key| section.attribute_named(key));
+        if let Some(property) = section.get("distinct_property") {
+            return self.distinct_property(&section, property);
+        }
+        let short = CONSTRAINT.keys[4..].iter().find_map(|key| section.attribute_named(key));
         let (operator, value) = match short {
             Some(short) => (Operator::parse(short.key.as_str())?, self.text(Some(&short.value))?),
             None => (self.operator(&section)?, self.text(section.get("value")).unwrap_or_default()),
@@ -76,11 +80,21 @@ impl Reader<'_, '_, '_> {
             let message = "a constraint needs `attribute`, for example \"${attr.kernel.name}\"";
             self.source.problem(&block.ident, message);
         }
-        let needs_value = !matches!(operator, Operator::IsSet | Operator::IsNotSet);
+        let needs_value = !matches!(operator, Operator::IsSet | Operator::IsNotSet | Operator::DistinctProperty);
         if needs_value && short.is_none() && section.get("value").is_none() {
             self.source.problem(&block.ident, format!("a constraint by `{}` needs `value`", operator.as_str()));
         }
         Some(Constraint { attribute: attribute.unwrap_or_default(), operator, value })
+    }
+
+    /// At most `value` allocations, or one, for each value of the property.
+    fn distinct_property(&mut self, section: &Section<'_>, property: &Expression) -> Option<Constraint> {
+        let attribute = self.text(Some(property))?;
+        let value = self.text(section.get("value")).unwrap_or_default();
+        if let (Some(at), Err(reason)) = (section.get("value"), rules::constraint(Operator::DistinctProperty, &value)) {
+            self.source.problem(at, reason);
+        }
+        Some(Constraint { attribute, operator: Operator::DistinctProperty, value })
     }
 
     /// `false` asks for nothing.
@@ -98,9 +112,7 @@ impl Reader<'_, '_, '_> {
         let Some(expression) = section.get("operator") else { return Some(Operator::Equal) };
         let text = self.text(Some(expression))?;
         let operator = Operator::parse(&text);
-        if text == "distinct_property" {
-            self.source.problem(expression, "operator `distinct_property` is not built yet");
-        } else if operator.is_none() {
+        if operator.is_none() {
             let known = || Operator::ALL.iter().map(|(_, spelling)| *spelling);
             let hint = match nearest(&text, known()) {
                 Some(near) => format!("did you mean `{near}`?"),

@@ -12,10 +12,6 @@ impl Reader {
 
     fn constraint(&mut self, constraint: Constraint, path: &str) -> Option<ModelConstraint> {
         let operand = constraint.operand.unwrap_or_default();
-        if operand == "distinct_property" {
-            self.problems.push(JobProblem::NotBuilt { path: format!("{path}.Operand \"distinct_property\"") });
-            return None;
-        }
         let Some(operator) = Operator::parse(&operand) else {
             self.invalid(&format!("{path}.Operand"), format!("{operand:?} is not an operator; use for example \"=\""));
             return None;
