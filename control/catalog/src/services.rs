@@ -171,7 +171,8 @@ fn instances_of(alloc: &Arc<Allocation>, node: &Node, modified: Index) -> Vec<In
     if !node.status.is_reachable() || alloc.client != ClientStatus::Running {
         return Vec::new();
     }
-    let of_group = group.services.iter().filter(|_| group.tasks.iter().all(|task| is_running(alloc, &task.name)));
+    let whole = group.tasks.iter().filter(|task| task.stays()).all(|task| is_running(alloc, &task.name));
+    let of_group = group.services.iter().filter(|_| whole);
     let running_tasks = group.tasks.iter().filter(|task| is_running(alloc, &task.name));
     let services = of_group.chain(running_tasks.flat_map(|task| &task.services));
     let mut instances: Vec<Instance> =
@@ -199,6 +200,7 @@ fn instance(
         NetworkMode::None => return None,
     };
     let health = alloc.service_health(service);
+    let (tags, meta) = marks(alloc, service);
     Some(Instance {
         service: service.name.clone(),
         job_id: alloc.job_id().clone(),
@@ -208,16 +210,24 @@ fn instance(
         datacenter: node.datacenter.clone(),
         address,
         port: backend_port(alloc, service, network)?,
-        vip_port: vip_port(group, service),
-        tags: service.tags.clone(),
+        vip_port: vip_port(group, service, meta),
+        tags: tags.to_vec(),
         weight: weight(service, health),
         network,
         health,
         draining: alloc.desired == DesiredStatus::Stop,
         modified_at_index: modified,
         // A job of before it was checked may hold anything.
-        steering: Steering::parse(&service.meta).unwrap_or_default(),
+        steering: Steering::parse(meta).unwrap_or_default(),
     })
+}
+
+/// Tags and meta, which canaries may have of their own.
+fn marks<'a>(alloc: &Allocation, service: &'a Service) -> (&'a [String], &'a BTreeMap<String, String>) {
+    let canary = alloc.is_canary();
+    let tags = service.canary_tags.as_ref().filter(|_| canary).unwrap_or(&service.tags);
+    let own_meta = canary && !service.canary_meta.is_empty();
+    (tags, if own_meta { &service.canary_meta } else { &service.meta })
 }
 
 /// One that does not pass its checks gets no flows whatever it weighs.
@@ -239,9 +249,9 @@ fn backend_port(alloc: &Allocation, service: &Service, network: InstanceNetwork)
 }
 
 /// The service's meta `vip_port`, else the label's `to`, else its static port.
-fn vip_port(group: &TaskGroup, service: &Service) -> Option<u16> {
+fn vip_port(group: &TaskGroup, service: &Service, meta: &BTreeMap<String, String>) -> Option<u16> {
     let label = service.port_label.as_ref()?;
     let request = group.network.as_ref()?.ports.iter().find(|port| port.label == *label)?;
-    let asked = service.meta.get("vip_port").and_then(|text| text.parse().ok()).filter(|port| *port != 0);
+    let asked = meta.get("vip_port").and_then(|text| text.parse().ok()).filter(|port| *port != 0);
     asked.or(request.to).or(request.static_port)
 }

@@ -7,9 +7,10 @@ mod store;
 use crate::Catalog;
 use fixtures::*;
 use model::{
-    AllocId, AllocUpdate, Allocation, CheckState, ClientStatus, Command, DesiredStatus, Epoch, EvalStatus, Evaluation,
-    Health, Job, JobKind, Parameterized, PayloadRule, Periodic, Retention, Index, InstanceNetwork, JobId, JoinToken, Network, NetworkMode, Node, NodeStatus, Plan, PlannedStop,
-    PortRequest, Refusal, Role, Table, TaskPhase, TaskState, Timestamp,
+    AllocDeployment, AllocId, AllocUpdate, Allocation, CheckState, ClientStatus, Command, DeploymentId, DesiredStatus,
+    Epoch, EvalStatus, Evaluation, Health, Index, InstanceNetwork, Job, JobId, JobKind, JoinToken, Lifecycle,
+    LifecycleHook, Network, NetworkMode, Node, NodeStatus, Parameterized, PayloadRule, Periodic, Plan, PlannedStop,
+    PortRequest, Refusal, Retention, Role, Table, TaskPhase, TaskState, Timestamp,
 };
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -394,6 +395,54 @@ fn an_instance_lives_while_its_task_runs() {
 }
 
 #[test]
+fn a_groups_service_does_not_wait_for_tasks_that_end_or_come_later() {
+    let hook = |name: &str, hook, sidecar| {
+        let mut task = job("x", 1).groups[0].tasks[0].clone();
+        task.name = name.to_owned();
+        task.lifecycle = Some(Lifecycle { hook, sidecar });
+        task
+    };
+    let mut web = job("web", 1);
+    web.groups[0].tasks.extend([
+        hook("prepare", LifecycleHook::Prestart, false),
+        hook("proxy", LifecycleHook::Prestart, true),
+        hook("clean", LifecycleHook::Poststop, false),
+    ]);
+    let mut log = Log::running_job(web);
+    let report = |log: &mut Log, phases: [(&str, TaskPhase); 4]| {
+        let mut report = update(log, 1, ClientStatus::Running);
+        for (task, phase) in phases {
+            report.task_states.entry(task.to_owned()).or_default().phase = phase;
+        }
+        log.update(1, vec![report]);
+        log.state.instances().count()
+    };
+    let (dead, running, pending) = (TaskPhase::Dead, TaskPhase::Running, TaskPhase::Pending);
+    assert_eq!(report(&mut log, [("main", running), ("prepare", dead), ("proxy", running), ("clean", pending)]), 1);
+    assert_eq!(report(&mut log, [("main", running), ("prepare", dead), ("proxy", dead), ("clean", pending)]), 0);
+}
+
+#[test]
+fn canaries_have_tags_and_meta_of_their_own() {
+    let mut web = job("web", 1);
+    let service = &mut web.groups[0].services[0];
+    service.tags = vec!["stable".to_owned()];
+    service.canary_tags = Some(vec!["canary".to_owned()]);
+    service.canary_meta = BTreeMap::from([("vip_port".to_owned(), "8443".to_owned())]);
+    let mut log = Log::running_job(web);
+    let seen = |log: &Log| log.state.instances().map(|i| (i.tags.clone(), i.vip_port)).collect::<Vec<_>>();
+    assert_eq!(seen(&log), [(vec!["stable".to_owned()], Some(8080))]);
+    let mut image = log.state.image();
+    let part =
+        AllocDeployment { id: DeploymentId::from_random(1), healthy: None, changed_at: Timestamp(1), canary: true };
+    for alloc in &mut image.allocs {
+        alloc.deployment = Some(part.clone());
+    }
+    log.state = Catalog::from_image(image);
+    assert_eq!(seen(&log), [(vec!["canary".to_owned()], Some(8443))]);
+}
+
+#[test]
 fn the_routing_generation_moves_only_when_routing_does() {
     let mut log = Log::running();
     let before = log.state.routing();
@@ -625,7 +674,10 @@ fn a_restart_is_a_new_version_that_job_files_do_not_undo() {
     assert_eq!(log.state.job_versions(&JobId("web".to_owned())).iter().filter(|job| job.stable).count(), 1);
     assert!(matches!(log.refused(mark(7)), Refusal::JobInvalid { .. }));
     let lower = plan_of(&log.new_eval("web"), Vec::new(), Vec::new());
-    assert!(matches!(log.refused(Command::ApplyPlan { plan: Box::new(lower), follow_up: None }), Refusal::EvalUnknown { .. }));
+    assert!(matches!(
+        log.refused(Command::ApplyPlan { plan: Box::new(lower), follow_up: None }),
+        Refusal::EvalUnknown { .. }
+    ));
 }
 
 #[test]
@@ -666,7 +718,12 @@ fn garbage_that_came_to_matter_in_between_stays() {
     let mut log = Log::running();
     log.deregister("web", false);
     log.report(1, ClientStatus::Complete);
-    let eval = log.state.evals_of_job(&JobId("web".to_owned())).find(|eval| eval.status == EvalStatus::Pending).unwrap().clone();
+    let eval = log
+        .state
+        .evals_of_job(&JobId("web".to_owned()))
+        .find(|eval| eval.status == EvalStatus::Pending)
+        .unwrap()
+        .clone();
     log.must(Command::ApplyPlan { plan: Box::new(plan_of(&eval, Vec::new(), Vec::new())), follow_up: None });
     log.now += 5 * 3600;
     let garbage = log.state.garbage(Timestamp::from_secs(log.now), Retention::DEFAULT, 10);

@@ -24,11 +24,13 @@ pub fn group_change(old: &Job, new: &Job, group: &str) -> GroupChange {
 fn started_with<'a>(job: &'a Job, group: &'a TaskGroup) -> impl PartialEq + use<'a> {
     let tasks: BTreeMap<&str, _> =
         group.tasks.iter().map(|task| (task.name.as_str(), task_started_with(job, group, task))).collect();
-    (&group.network, group.disk_mb, tasks)
+    (&group.network, group.disk_mb, (group.disk_sticky, group.disk_migrate), &group.volumes, tasks)
 }
 
 fn task_started_with<'a>(job: &'a Job, group: &'a TaskGroup, task: &'a Task) -> impl PartialEq + use<'a> {
-    (&task.driver, &task.user, &task.env, task.resources, combined_meta(job, group, task))
+    let process = (&task.driver, &task.user, &task.env, task.resources, &task.devices);
+    let files = (&task.artifacts, &task.templates, &task.volume_mounts, &task.payload_file);
+    (process, files, task.lifecycle, task.leader, combined_meta(job, group, task))
 }
 
 fn combined_meta<'a>(job: &'a Job, group: &'a TaskGroup, task: &'a Task) -> BTreeMap<&'a str, &'a str> {

@@ -65,10 +65,11 @@ fn proven(alloc: &Allocation, part: &AllocDeployment, policy: &UpdatePolicy, now
     (part.healthy.is_none() && now >= part.changed_at.plus(policy.healthy_deadline)).then_some(false)
 }
 
-/// Since when every task runs and, if they count, every check passes.
+/// Since when every task that is to stay runs and, if they count, every check passes.
 fn works_since(alloc: &Allocation, health_check: HealthCheck) -> Option<Timestamp> {
     let group = alloc.task_group()?;
-    let states: Option<Vec<_>> = group.tasks.iter().map(|task| alloc.task_states.get(&task.name)).collect();
+    let staying = group.tasks.iter().filter(|task| task.stays());
+    let states: Option<Vec<_>> = staying.map(|task| alloc.task_states.get(&task.name)).collect();
     let states = states?;
     let runs = alloc.client == ClientStatus::Running && states.iter().all(|state| state.phase == TaskPhase::Running);
     let checks_count = health_check == HealthCheck::Checks;

@@ -346,6 +346,13 @@ impl Task {
     }
 }
 
+impl Task {
+    /// Whether it runs as long as its allocation does: main tasks and sidecars.
+    pub fn stays(&self) -> bool {
+        self.lifecycle.is_none_or(|lifecycle| lifecycle.sidecar && lifecycle.hook != LifecycleHook::Poststop)
+    }
+}
+
 impl Resources {
     /// MiB the task may use at most.
     pub fn memory_ceiling_mb(self) -> u64 {

@@ -18,7 +18,7 @@ pub struct Service {
     pub meta: BTreeMap<String, String>,
     /// What canaries have instead of `tags`; `None` is the same.
     pub canary_tags: Option<Vec<String>>,
-    /// What canaries have beside `meta`.
+    /// What canaries have instead of `meta`; empty is the same.
     pub canary_meta: BTreeMap<String, String>,
     /// Shares of new flows, by health.
     pub weights: Weights,
