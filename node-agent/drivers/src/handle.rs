@@ -264,6 +264,31 @@ impl TaskHandle {
         }
     }
 
+    /// A connection that the supervisor has made over to what was asked for.
+    pub(crate) async fn hand_over(&self, request: &Request) -> Result<UnixStream, HandleError> {
+        let talk = async {
+            let (_dir, path) = protocol::socket_path(&self.control)?;
+            let mut stream = UnixStream::connect(path).await?;
+            match call(&mut stream, &Request::Hello { version: protocol::VERSION }).await? {
+                Reply::Hello { version } if version == protocol::VERSION => {
+                    let reply = call(&mut stream, request).await?;
+                    Ok((stream, reply))
+                }
+                other => Ok((stream, other)),
+            }
+        };
+        let (stream, reply) = match timeout(ANSWER_WITHIN, talk).await {
+            Ok(answer) => answer.map_err(self.io("talk to its supervisor"))?,
+            Err(_) => return Err(HandleError::Mute(self.control.clone())),
+        };
+        match reply {
+            Reply::Done => Ok(stream),
+            Reply::Refused { reason } => Err(HandleError::Refused(reason)),
+            Reply::Hello { version } => Err(HandleError::Version { theirs: version, ours: protocol::VERSION }),
+            other => Err(unexpected(other)),
+        }
+    }
+
     async fn exchange(&self, request: &Request, within: Duration) -> Result<Reply, HandleError> {
         let talk = async {
             let (_dir, path) = protocol::socket_path(&self.control)?;

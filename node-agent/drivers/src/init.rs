@@ -3,11 +3,13 @@
 //! - `isolate` is pid 1 of an exec task's pid namespace. It enters the cgroup and the namespaces, builds the root, gives
 //!   up rights, starts `enter`, then only forwards signals and collects children until the task's first process ends.
 //! - `enter` becomes the user and then the task's program.
+//! - `join` becomes a further command of a task that runs; its three streams are the command's, and an error is told on them.
 //! - `hold` is all that runs in a sandbox container: it enters the allocation's network namespace and waits.
 //!
 //! Orders come and reports go over the socket that is standard input; the task's own standard input is /dev/null.
 
 use crate::cgroup::{Cgroup, CgroupError};
+use crate::enter::JoinOrder;
 use crate::protocol::{read_frame, write_frame};
 use crate::root::{self, RootError};
 use crate::spec::{Isolation, RootSpec, TaskSpec};
@@ -22,7 +24,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Gid, Pid, Uid, chdir, setgid, setgroups, sethostname, setsid, setuid};
 use serde::{Deserialize, Serialize};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -33,6 +35,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 pub(crate) const ISOLATE: &str = "isolate";
 pub(crate) const ENTER: &str = "enter";
+pub(crate) const JOIN: &str = "join";
 const HOLD: &str = "hold";
 
 /// Where a sandbox container sees the namespace that it is to enter.
@@ -103,7 +106,10 @@ enum InitError {
 }
 
 /// Runs a stage; started by a supervisor only.
-pub fn main(stage: &str) -> ExitCode {
+pub fn main(stage: &str, order: Option<&Path>) -> ExitCode {
+    if let (JOIN, Some(order)) = (stage, order) {
+        return join(order);
+    }
     let Ok(supervisor) = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from) else {
         return ExitCode::FAILURE;
     };
@@ -148,6 +154,52 @@ fn isolate(supervisor: &UnixStream) -> Result<ExitCode, InitError> {
     let end = reap_until(task, &signals);
     let _ = write_frame(supervisor, &end);
     Ok(exit_code(&end))
+}
+
+fn join(order: &Path) -> ExitCode {
+    let error = match try_join(order) {
+        Ok(never) => match never {},
+        Err(error) => error,
+    };
+    eprintln!("{}", explain(&error));
+    ExitCode::from(if matches!(error, InitError::Command { .. }) { 127 } else { 126 })
+}
+
+fn try_join(file: &Path) -> Result<Never, InitError> {
+    let text = system_io("read the order", fs::read(file))?;
+    system_io("remove the order", fs::remove_file(file))?;
+    let order: JoinOrder = system_io("understand the order", serde_json::from_slice(&text).map_err(io::Error::other))?;
+    // What leads a session and opens a terminal has it for its own.
+    system("make a session", setsid())?;
+    let terminal = order.tty.as_ref().map(|tty| File::options().read(true).write(true).open(tty)).transpose();
+    drop(system_io("open the terminal", terminal)?);
+    order.cgroup.enter()?;
+    match (&order.spec.isolation, order.beside) {
+        (Isolation::Exec(root), Some(beside)) => {
+            enter_beside(beside)?;
+            give_up_rights(&kept_capabilities(root))?;
+        }
+        _ => join_netns(order.spec.netns.as_deref())?,
+    }
+    become_program(&order.spec, order.identity.as_ref())
+}
+
+/// The namespaces of a process of the task; that of its pids is this one's already.
+fn enter_beside(pid: i32) -> Result<(), InitError> {
+    let names = [
+        ("cgroup", CloneFlags::CLONE_NEWCGROUP),
+        ("ipc", CloneFlags::CLONE_NEWIPC),
+        ("uts", CloneFlags::CLONE_NEWUTS),
+        ("net", CloneFlags::CLONE_NEWNET),
+        ("mnt", CloneFlags::CLONE_NEWNS),
+    ];
+    let open = |(name, kind)| Ok((File::open(format!("/proc/{pid}/ns/{name}"))?, kind));
+    let all: io::Result<Vec<_>> = names.into_iter().map(open).collect();
+    // Opened before the first is entered: afterwards /proc is another.
+    for (namespace, kind) in system_io("find the task's namespaces", all)? {
+        system("enter the task's namespaces", setns(namespace, kind))?;
+    }
+    Ok(())
 }
 
 /// Pid 1 of a sandbox: signals that nobody handles do not reach it, so it waits for them.
@@ -264,31 +316,40 @@ enum Never {}
 
 fn enter(parent: &UnixStream) -> Result<Never, InitError> {
     let order = read_order(parent)?;
-    let spec = &order.spec;
     order.cgroup.enter()?;
-    join_netns(spec.netns.as_deref())?;
+    join_netns(order.spec.netns.as_deref())?;
     system("make a session", setsid())?;
+    let mut program = program(&order.spec, order.identity.as_ref())?;
+    execute(program.stdin(Stdio::null()), &order.spec)
+}
+
+fn become_program(spec: &TaskSpec, identity: Option<&Identity>) -> Result<Never, InitError> {
+    execute(&mut program(spec, identity)?, spec)
+}
+
+/// Becomes the task's user and finds what is to be run; all that is left is to run it.
+fn program(spec: &TaskSpec, identity: Option<&Identity>) -> Result<Command, InitError> {
     // Pid 1 blocks all signals, and children inherit that.
     system("unblock signals", SigSet::all().thread_unblock())?;
     umask(Mode::from_bits_truncate(0o022));
     limit_resources();
     system("change to the task's directory", chdir(working_dir(spec)))?;
-    order.identity.as_ref().map_or(Ok(()), become_user)?;
+    identity.map_or(Ok(()), become_user)?;
     spec.work_dir.as_deref().map_or(Ok(()), change_to)?;
     let path = spec.env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
     let program = find_program(&spec.argv[0], path, &local_dir(spec))?;
+    let mut command = Command::new(&program);
+    command.arg0(&spec.argv[0]).args(&spec.argv[1..]).env_clear().env("PATH", path).envs(&spec.env);
+    Ok(command)
+}
+
+fn execute(command: &mut Command, spec: &TaskSpec) -> Result<Never, InitError> {
     if let Isolation::Exec(root) = &spec.isolation {
         // Last, so that none of the steps before needs to be allowed.
         crate::seccomp::apply(&kept_capabilities(root))?;
     }
-    let error = Command::new(&program)
-        .arg0(&spec.argv[0])
-        .args(&spec.argv[1..])
-        .env_clear()
-        .env("PATH", path)
-        .envs(&spec.env)
-        .stdin(Stdio::null())
-        .exec();
+    let error = command.exec();
+    let program = PathBuf::from(command.get_program());
     Err(InitError::Command { program: spec.argv[0].clone(), problem: why_not(&program, &error) })
 }
 

@@ -19,7 +19,9 @@ mod container;
 mod desk;
 mod docker;
 mod driver;
+mod enter;
 mod env;
+mod exec;
 mod handle;
 pub mod init;
 mod java;
@@ -36,12 +38,14 @@ mod users;
 pub use docker::{Docker, DockerOptions};
 pub use driver::{Driver, Exec, Launch, PrepareError, RawExec, hosts_file, resolv_conf};
 pub use env::{EnvInputs, interpolate, node_values, task_env};
+pub use exec::{ExecInput, ExecOutput, ExecReceiver, ExecRequest, ExecSender, ExecStreams};
 pub use handle::{HandleError, Launcher, StartError, TaskHandle};
 pub use java::Java;
 pub use spec::{
     ContainerTask, CpuQuota, Directories, Isolation, Limits, LogLimits, RootSpec, SpecError, TaskSpec, parse_signal,
 };
 pub use state::{ContainerRef, ExitStatus, Outcome, Phase, State};
+pub use users::{Identity, UserError, resolve as resolve_user};
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -54,7 +58,10 @@ pub fn hidden_main(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode>
     let args: Vec<OsString> = args.into_iter().skip(1).collect();
     match (args.first()?.to_str()?, args.get(1)) {
         ("supervise", Some(dir)) => Some(supervisor::main(Path::new(dir))),
-        ("task-init", stage) => Some(init::main(stage.and_then(|stage| stage.to_str()).unwrap_or_default())),
+        ("task-init", stage) => {
+            let stage = stage.and_then(|stage| stage.to_str()).unwrap_or_default();
+            Some(init::main(stage, args.get(2).map(Path::new)))
+        }
         _ => None,
     }
 }

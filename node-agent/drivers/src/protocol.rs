@@ -3,6 +3,7 @@
 //! The first request of a connection is `Hello`; the answer carries the supervisor's version, and an agent refuses a
 //! supervisor whose version it does not speak. A supervisor may be older than the agent by as many upgrades as the task is.
 
+use crate::exec::ExecRequest;
 use crate::state::{ExitStatus, State};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,8 @@ pub enum Request {
     Wait,
     /// The exit status was taken notice of: the supervisor exits. Refused while the task runs.
     Forget,
+    /// A further command inside the running task. After `Done` the connection carries its streams.
+    Exec(ExecRequest),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

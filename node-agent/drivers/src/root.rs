@@ -4,6 +4,7 @@
 use crate::spec::{Directories, RootSpec};
 use crate::users::Identity;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::unistd::{chdir, pivot_root};
 use std::fs::{self, File};
 use std::io;
@@ -142,8 +143,21 @@ fn mount_own(root: &Path, dirs: &Directories, owner: &Identity, memory_bytes: u6
         remount(&root.join(name), flags)?;
     }
     let Identity { uid, gid, .. } = owner;
-    mount_fs("tmpfs", &root.join("secrets"), DATA, &format!("mode=0700,size=1m,uid={uid},gid={gid}"))?;
+    let secrets = root.join("secrets");
+    if holds_prepared_secrets(&dirs.secrets) {
+        bind(&dirs.secrets, &secrets, MsFlags::empty())?;
+        remount(&secrets, DATA)?;
+    } else {
+        mount_fs("tmpfs", &secrets, DATA, &format!("mode=0700,size=1m,uid={uid},gid={gid}"))?;
+    }
     mount_fs("tmpfs", &root.join("tmp"), SAFE, &format!("mode=1777,size={memory_bytes}"))
+}
+
+/// The agent mounts a tmpfs of the task's own where it has put something into the secrets before the start.
+fn holds_prepared_secrets(dir: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).map(|meta| std::os::unix::fs::MetadataExt::dev(&meta)).ok();
+    let is_mount = dir.parent().is_some_and(|parent| device(parent) != device(dir));
+    is_mount && statfs(dir).is_ok_and(|found| found.filesystem_type() == TMPFS_MAGIC)
 }
 
 fn mount_kernel(root: &Path) -> Result<(), RootError> {

@@ -12,6 +12,7 @@
 use crate::cgroup::{Cgroup, CgroupError, Hierarchies};
 use crate::container;
 use crate::desk::{Desk, Inner, STACK, Target, WAIT_TURN};
+use crate::enter;
 use crate::init::{ENTER, ISOLATE, Order, Report, explain};
 use crate::lock::Lock;
 use crate::logs::{Rotator, pump};
@@ -165,7 +166,7 @@ fn prepare(spec: &TaskSpec, desk: &Desk) -> Result<Prepared, NotStarted> {
     Ok(Prepared { order, stdout, stderr, pumps: [first, second] })
 }
 
-fn identity(spec: &TaskSpec) -> Result<Option<Identity>, UserError> {
+pub(crate) fn identity(spec: &TaskSpec) -> Result<Option<Identity>, UserError> {
     let default = match spec.isolation {
         Isolation::Exec(_) => Some("nobody"),
         Isolation::Raw | Isolation::Container(_) => None,
@@ -319,6 +320,13 @@ fn converse(stream: &UnixStream, desk: &Arc<Desk>) -> io::Result<()> {
     }
     loop {
         let request = read_frame(stream)?;
+        if let Request::Exec(wanted) = &request {
+            let entered = enter::begin(desk, wanted);
+            let reply =
+                entered.as_ref().map_or_else(|reason| Reply::Refused { reason: reason.clone() }, |_| Reply::Done);
+            write_frame(stream, &reply)?;
+            return entered.map_or(Ok(()), |entered| enter::carry(entered, stream));
+        }
         let reply = answer(&request, desk);
         write_frame(stream, &reply)?;
         if request == Request::Forget && reply == Reply::Done {
@@ -343,6 +351,7 @@ fn answer(request: &Request, desk: &Arc<Desk>) -> Reply {
             let inner = desk.wait_until(WAIT_TURN, |inner| inner.ended().is_some());
             inner.ended().cloned().map_or(Reply::StillRunning, Reply::Exited)
         }
+        Request::Exec(_) => Reply::Refused { reason: "not in the middle of something else".to_owned() },
         Request::Forget if desk.lock().ended().is_some() => Reply::Done,
         Request::Forget => Reply::Refused { reason: "the task still runs; kill it first".to_owned() },
     }

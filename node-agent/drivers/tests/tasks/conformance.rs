@@ -2,7 +2,10 @@
 
 use crate::common::{Bench, processes_drivers, runs, supervisors};
 use crate::engines;
-use drivers::{Driver, HandleError, Isolation, Outcome, Phase, StartError};
+use drivers::{
+    CpuQuota, Driver, ExecInput, ExecOutput, ExecRequest, HandleError, Isolation, Outcome, Phase, StartError,
+    TaskHandle,
+};
 use std::time::{Duration, Instant};
 
 /// Runs the check once for each driver, each on a node of its own: together for those that need no engine.
@@ -202,4 +205,95 @@ each_driver!(the_supervisor_leaves_after_the_end, bench, driver, {
     assert_eq!(task.wait().await.expect("from disk").outcome, Outcome::Exited(7));
     assert!(matches!(task.status().await.expect("from disk").phase, Phase::Exited(_)));
     task.forget().await.expect("forgets");
+});
+
+/// Runs a command in a task to its end.
+async fn exec(task: &TaskHandle, wanted: ExecRequest, inputs: Vec<ExecInput>) -> (String, String, i32) {
+    let (mut sender, mut receiver) = task.exec(&wanted).await.expect("enters").split();
+    for input in inputs {
+        sender.send(input).await.expect("sends");
+    }
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    loop {
+        match receiver.next().await.expect("an end") {
+            ExecOutput::Stdout(bytes) => out.extend(bytes),
+            ExecOutput::Stderr(bytes) => err.extend(bytes),
+            ExecOutput::Exited(code) => {
+                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                return (text(&out), text(&err), code);
+            }
+        }
+    }
+}
+
+fn shell(script: &str) -> ExecRequest {
+    let argv = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+    ExecRequest { argv, env: [("EXTRA".to_owned(), "more".to_owned())].into(), ..ExecRequest::default() }
+}
+
+each_driver!(a_further_command_runs_inside_the_task, bench, driver, {
+    let task =
+        bench.start(&bench.script(driver, "echo mark > $NOMAD_ALLOC_DIR/data/mark; echo ready; exec sleep 600")).await;
+    bench.saw("ready").await;
+    let script = "cat $NOMAD_ALLOC_DIR/data/mark; echo \"$GREETING $EXTRA\"; read line; echo \"got $line\"; cat; echo oops >&2; exit 9";
+    let inputs = vec![ExecInput::Stdin(b"one\ntwo\n".to_vec()), ExecInput::CloseStdin];
+    let (out, err, code) = exec(&task, shell(script), inputs).await;
+    assert_eq!((out.as_str(), err.as_str(), code), ("mark\nhi from n1 more\ngot one\ntwo\n", "oops\n", 9));
+    let inside = exec(&task, shell("for n in pid mnt uts; do readlink /proc/self/ns/$n; done"), Vec::new()).await.0;
+    let Phase::Running { pid, .. } = task.status().await.expect("status").phase else { panic!("does not run") };
+    for name in ["pid", "mnt", "uts"] {
+        let own = std::fs::read_link(format!("/proc/{pid}/ns/{name}")).expect("reads");
+        assert!(inside.contains(own.to_str().expect("utf-8")), "{name}: {inside}");
+    }
+    let absent = ExecRequest { argv: vec!["/no/such".into()], ..ExecRequest::default() };
+    let (_, _, code) = exec(&task, absent, Vec::new()).await;
+    assert!((126..=127).contains(&code), "{code}");
+    task.kill("SIGKILL", Duration::ZERO).await.expect("kills");
+    assert!(task.exec(&shell("true")).await.is_err());
+    bench.assert_clean(&task.status().await.expect("status"));
+});
+
+each_driver!(a_terminal_can_be_had_resized_and_hung_up, bench, driver, {
+    let sleep = format!("86403.{}", std::process::id());
+    let task = bench.start(&bench.script(driver, "exec sleep 600")).await;
+    let wanted = ExecRequest { tty: true, ..shell(&format!("read go; test -t 0 && stty size; exec sleep {sleep}")) };
+    let (mut sender, mut receiver) = task.exec(&wanted).await.expect("enters").split();
+    sender.send(ExecInput::Resize { width: 132, height: 43 }).await.expect("sends");
+    sender.send(ExecInput::Stdin(b"\n".to_vec())).await.expect("sends");
+    let mut seen = String::new();
+    while !seen.contains("43 132") {
+        match receiver.next().await {
+            Some(ExecOutput::Stdout(bytes)) => seen.push_str(&String::from_utf8_lossy(&bytes)),
+            other => panic!("{other:?} after {seen:?}"),
+        }
+    }
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !runs(&format!("sleep\0{sleep}")) {
+        assert!(Instant::now() < deadline, "it does not sleep");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    drop((sender, receiver));
+    while runs(&format!("sleep\0{sleep}")) {
+        assert!(Instant::now() < deadline, "the command outlives its asker");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    task.kill("SIGKILL", Duration::ZERO).await.expect("kills");
+});
+
+each_driver!(a_ceiling_of_cpu_holds_on_an_idle_machine, bench, driver, {
+    let mut spec = bench.script(driver, "while :; do :; done");
+    spec.limits.cpu_quota = Some(CpuQuota { us: 20_000, period_us: 100_000 });
+    let task = bench.start(&spec).await;
+    let cgroup = task.status().await.expect("status").cgroup;
+    let dir = cgroup.v1.get("cpu").or(cgroup.v2.as_ref()).expect("a cpu cgroup").join("cpu.stat");
+    let throttled = || {
+        let text = std::fs::read_to_string(&dir).unwrap_or_default();
+        text.lines().find_map(|line| line.strip_prefix("nr_throttled ")?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while throttled() < 3 {
+        assert!(Instant::now() < deadline, "it is not held back");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    task.kill("SIGKILL", Duration::ZERO).await.expect("kills");
 });
