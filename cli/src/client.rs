@@ -54,6 +54,14 @@ impl Endpoint {
         read_json(path, checked(response)?)
     }
 
+    /// For what answers nothing.
+    pub fn delete_silently(&self, path: &str) -> Result<()> {
+        let url = format!("{}{path}", self.url());
+        refuse_tls(&url)?;
+        let response = agent().delete(&url).call().with_context(|| unreachable_text(&self.url()))?;
+        checked(response).map(drop)
+    }
+
     pub fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         let url = format!("{}{path}", self.url());
         refuse_tls(&url)?;

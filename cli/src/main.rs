@@ -14,6 +14,7 @@ mod plan;
 mod route;
 mod serve;
 mod service;
+mod store;
 mod table;
 mod unbuilt;
 
@@ -53,6 +54,12 @@ enum Command {
     Service(service::Command),
     /// Show what this node's kernel does with services: frontends, backends, shares, counters, drops
     Route(route::Options),
+    /// Read and write keys
+    #[command(subcommand)]
+    Kv(store::KvCommand),
+    /// Read and write variables, whose items only servers can unseal
+    #[command(subcommand)]
+    Var(store::VarCommand),
     /// Make join tokens
     #[command(subcommand)]
     Token(operator::TokenCommand),
@@ -102,6 +109,8 @@ fn run(options: Options) -> Result<ExitCode> {
         Command::Eval(command) => done(eval::run(&endpoint, command)),
         Command::Service(command) => done(service::run(&endpoint, command)),
         Command::Route(options) => done(route::run(&endpoint, &options)),
+        Command::Kv(command) => done(store::kv(&endpoint, command)),
+        Command::Var(command) => done(store::var(&endpoint, command)),
         Command::Token(command) => done(operator::run_token(&endpoint, &command)),
         Command::Operator(command) => done(operator::run(&endpoint, command)),
         Command::Server(command) => done(serve::server(&endpoint, command)),

@@ -1,8 +1,8 @@
 //! `meshctl operator` and `meshctl token`: the servers about themselves, and admission to the cluster.
 
 use crate::client::Endpoint;
-use crate::json::{list, print_pretty, text};
-use crate::table::{columns, row};
+use crate::json::{entries, list, print_pretty, text};
+use crate::table::{block, columns, row, short};
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
@@ -24,6 +24,41 @@ pub enum Command {
     /// Ask about Raft
     #[command(subcommand)]
     Raft(RaftCommand),
+    /// How servers are looked after, and how they are
+    #[command(subcommand)]
+    Autopilot(AutopilotCommand),
+    /// Show nodes that are not well, why, and whether the replacement of their work is held
+    Nodes,
+}
+
+#[derive(Subcommand)]
+pub enum AutopilotCommand {
+    /// Show the settings
+    GetConfig,
+    /// Change settings; what is left out stays
+    SetConfig {
+        /// Remove servers that are dead, as long as the others can agree on it
+        #[arg(long)]
+        cleanup_dead_servers: Option<bool>,
+        /// A server not heard of for this long is not healthy, e.g. 200ms
+        #[arg(long)]
+        last_contact_threshold: Option<String>,
+        /// A server that lacks more log entries is not healthy
+        #[arg(long)]
+        max_trailing_logs: Option<u64>,
+        /// Clean-up leaves this many voters
+        #[arg(long)]
+        min_quorum: Option<u32>,
+        /// How long a new server has to be healthy before it votes, e.g. 10s
+        #[arg(long)]
+        server_stabilization_time: Option<String>,
+        /// A server not heard of for this long is dead, e.g. 10m
+        #[arg(long)]
+        dead_server_threshold: Option<String>,
+    },
+    /// Show how the servers are; the leader knows
+    #[command(alias = "health")]
+    State,
 }
 
 #[derive(Subcommand)]
@@ -93,6 +128,67 @@ pub enum Role {
     Agent,
 }
 
+fn autopilot(endpoint: &Endpoint, command: AutopilotCommand) -> Result<()> {
+    const CONFIGURATION: &str = "/v1/operator/autopilot/configuration";
+    match command {
+        AutopilotCommand::GetConfig => {
+            let settings: Value = endpoint.get(CONFIGURATION)?;
+            let shown = entries(&settings).filter(|(key, _)| !key.ends_with("Index"));
+            let pairs: Vec<(&str, String)> = shown.map(|(key, _)| (key.as_str(), text(&settings, key))).collect();
+            println!("{}", block(&pairs));
+        }
+        AutopilotCommand::SetConfig {
+            cleanup_dead_servers,
+            last_contact_threshold,
+            max_trailing_logs,
+            min_quorum,
+            server_stabilization_time,
+            dead_server_threshold,
+        } => {
+            let body = json!({
+                "CleanupDeadServers": cleanup_dead_servers,
+                "LastContactThreshold": last_contact_threshold,
+                "MaxTrailingLogs": max_trailing_logs,
+                "MinQuorum": min_quorum,
+                "ServerStabilizationTime": server_stabilization_time,
+                "DeadServerThreshold": dead_server_threshold,
+            });
+            let _: Value = endpoint.put(CONFIGURATION, &body)?;
+            println!("Configuration updated!");
+        }
+        AutopilotCommand::State => println!("{}", health(&endpoint.get("/v1/operator/autopilot/health")?)),
+    }
+    Ok(())
+}
+
+fn health(state: &Value) -> String {
+    let summary = [("Healthy", text(state, "Healthy")), ("FailureTolerance", text(state, "FailureTolerance"))];
+    let mut rows =
+        vec![row(["ID", "Name", "Address", "Leader", "Voter", "Healthy", "Last Contact", "Behind", "Stable For"])];
+    for server in list(&state["Servers"]) {
+        let cell = |field: &str| text(server, field);
+        let fields = ["ID", "Name", "Address", "Leader", "Voter", "Healthy", "LastContact", "Behind", "StableFor"];
+        rows.push(fields.map(cell).to_vec());
+    }
+    format!("{}\n\n{}", block(&summary), columns(&rows))
+}
+
+fn unwell(nodes: &Value) -> String {
+    let mut rows = vec![row(["ID", "Name", "Status", "Why"])];
+    for node in list(nodes).iter().filter(|node| text(node, "Status") != "ready") {
+        rows.push(vec![
+            short(&text(node, "ID")),
+            text(node, "Name"),
+            text(node, "Status"),
+            text(node, "StatusDescription"),
+        ]);
+    }
+    match rows.len() {
+        1 => format!("All {} nodes are ready", list(nodes).len()),
+        _ => columns(&rows),
+    }
+}
+
 pub fn run(endpoint: &Endpoint, command: Command) -> Result<()> {
     match command {
         Command::Api { path } => {
@@ -107,6 +203,8 @@ pub fn run(endpoint: &Endpoint, command: Command) -> Result<()> {
             let answer: Value = endpoint.put_bytes("/v1/operator/snapshot", &bytes)?;
             println!("Restored the state of {} at index {}", meta.taken_at, text(&answer, "Index"));
         }
+        Command::Autopilot(command) => autopilot(endpoint, command)?,
+        Command::Nodes => println!("{}", unwell(&endpoint.get("/v1/nodes")?)),
         Command::Raft(RaftCommand::ListPeers) => {
             let configuration: Value = endpoint.get("/v1/operator/raft/configuration")?;
             println!("{}", peers(&configuration));

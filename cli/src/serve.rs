@@ -3,12 +3,12 @@
 use crate::client::Endpoint;
 use crate::operator;
 use agent::AgentConfig;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
 use server::{Mode, ServerConfig};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 #[derive(Subcommand)]
@@ -35,6 +35,25 @@ pub enum ServerCommand {
         #[arg(long, env = "MESHCTL_JOIN_TOKEN", hide_env_values = true)]
         token: String,
     },
+    /// Form a cluster with other servers that share a secret, or join the one they formed; starts again from its data, too
+    Form {
+        #[command(flatten)]
+        options: ServerOptions,
+        /// How many servers are to form the cluster; the same number on each
+        #[arg(long, value_name = "NUMBER")]
+        bootstrap_expect: u32,
+        /// RPC addresses where others may be, now or later, e.g. 10.0.0.1:4647
+        #[arg(long, value_delimiter = ',')]
+        retry_join: Vec<SocketAddr>,
+        /// Where allocations' addresses come from; cannot be changed later
+        #[arg(long, default_value = "10.64.0.0/11", value_name = "CIDR")]
+        alloc_range: IpNet,
+        /// Where services' virtual addresses come from; cannot be changed later
+        #[arg(long, default_value = "10.43.0.0/16", value_name = "CIDR")]
+        vip_range: IpNet,
+    },
+    /// Print a fresh secret for servers that form a cluster
+    Secret,
     /// Start a server again from its data directory
     Run {
         #[command(flatten)]
@@ -65,13 +84,27 @@ pub struct ServerOptions {
     /// How long the certificates that this server signs are good for; they are renewed at half of it
     #[arg(long, default_value = "72h", value_parser = humantime::parse_duration)]
     certificate_validity: Duration,
+    /// A file with the secret that servers share, from `meshctl server secret`; only its owner may read it
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+    /// More nodes lost at once than this share is a storm, which holds the replacement of their work
+    #[arg(long, default_value_t = 0.35, value_name = "SHARE")]
+    storm_share: f64,
+    /// How long a storm holds it
+    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
+    storm_hold: Duration,
 }
 
 impl ServerOptions {
     fn config(self, mode: Mode) -> Result<ServerConfig> {
         let name = self.name.map_or_else(hostname, Ok)?;
+        ensure!((0.0..=1.0).contains(&self.storm_share), "storm-share: {} is no share of 1", self.storm_share);
+        let cluster_secret = self.secret_file.as_deref().map(read_secret).transpose()?;
         let defaults = ServerConfig::new(self.data_dir, name, mode);
+        let timing = server::Timing { storm_share: self.storm_share, storm_hold: self.storm_hold, ..defaults.timing };
         Ok(ServerConfig {
+            cluster_secret,
+            timing,
             datacenter: self.datacenter,
             rpc_bind: self.rpc,
             rpc_advertise: self.rpc_advertise,
@@ -89,10 +122,31 @@ pub fn server(endpoint: &Endpoint, command: ServerCommand) -> Result<()> {
             options.config(Mode::Init { alloc_range, vip_range })?
         }
         ServerCommand::Join { options, servers, token } => options.config(Mode::Join { servers, token })?,
+        ServerCommand::Form { options, bootstrap_expect: expect, retry_join: servers, alloc_range, vip_range } => {
+            ensure!(
+                options.secret_file.is_some(),
+                "secret-file: servers that form a cluster share one; make it with `meshctl server secret`"
+            );
+            options.config(Mode::Form { expect, servers, alloc_range, vip_range })?
+        }
+        ServerCommand::Secret => {
+            println!("{}", server::ClusterSecret::generate()?.reveal());
+            return Ok(());
+        }
         ServerCommand::Run { options } => options.config(Mode::Resume)?,
     };
     log_to_stderr();
     runtime()?.block_on(server::run(config))
+}
+
+/// A secret that others on this machine can read is none.
+fn read_secret(path: &Path) -> Result<server::ClusterSecret> {
+    use std::os::unix::fs::MetadataExt;
+    let shown = path.display();
+    let mode = std::fs::metadata(path).with_context(|| format!("secret-file: cannot read {shown}"))?.mode();
+    ensure!(mode & 0o077 == 0, "secret-file: others may read {shown}; `chmod 600` it");
+    let text = std::fs::read_to_string(path).with_context(|| format!("secret-file: cannot read {shown}"))?;
+    server::ClusterSecret::parse(&text).with_context(|| format!("secret-file: {shown}"))
 }
 
 fn hostname() -> Result<String> {

@@ -1,7 +1,7 @@
 //! Commands of the old stack that are known and not built yet: refused by name, so that a script fails with a reason.
 
 /// Nomad's and Consul's command names without those that work here.
-const UNBUILT: [&str; 53] = [
+const UNBUILT: [&str; 50] = [
     "acl",
     "alloc exec",
     "alloc fs",
@@ -18,7 +18,6 @@ const UNBUILT: [&str; 53] = [
     "job periodic",
     "job restart",
     "job scaling-events",
-    "kv",
     "lock",
     "maint",
     "monitor",
@@ -26,7 +25,6 @@ const UNBUILT: [&str; 53] = [
     "node config",
     "node meta",
     "node pool",
-    "operator autopilot",
     "operator debug",
     "operator keyring",
     "operator metrics",
@@ -48,7 +46,6 @@ const UNBUILT: [&str; 53] = [
     "tls",
     "top",
     "ui",
-    "var",
     "volume",
     "watch",
     "agent detach",

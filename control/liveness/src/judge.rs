@@ -26,6 +26,8 @@ pub struct Rules {
     pub disconnected_for: Duration,
     /// More lost at once than this share of all nodes is a storm.
     pub storm_share: f64,
+    /// Whether every server knows of [`NodeStatus::Disconnected`]; else only time makes a node down.
+    pub knows_disconnected: bool,
     /// How long a storm holds replacement.
     pub storm_hold: Duration,
 }
@@ -38,6 +40,7 @@ impl Default for Rules {
             down_after: Duration::from_secs(30),
             disconnected_for: Duration::from_millis(2500),
             storm_share: 0.35,
+            knows_disconnected: true,
             storm_hold: Duration::from_secs(60),
         }
     }
@@ -115,6 +118,11 @@ impl Judge {
             disconnected_since: BTreeMap::new(),
             storm_since: None,
         }
+    }
+
+    /// The cluster has come to know of [`NodeStatus::Disconnected`].
+    pub fn learn_disconnected(&mut self, knows: bool) {
+        self.rules.knows_disconnected = knows;
     }
 
     /// What is to be changed in the catalog.
@@ -206,7 +214,9 @@ impl Judge {
             return stays();
         }
         match node.link {
-            Some(LinkState::Live) if is_cut_off_alone(node, &found) && !blames_probes => {
+            Some(LinkState::Live)
+                if is_cut_off_alone(node, &found) && !blames_probes && self.rules.knows_disconnected =>
+            {
                 match node.status == NodeStatus::Disconnected && node.reason.starts_with(SPEAKS) {
                     true => stays(),
                     false => (NodeStatus::Disconnected, format!("{SPEAKS}, but {found}")),
@@ -233,6 +243,11 @@ impl Judge {
 
     /// Neither agent nor kernel speaks.
     fn unanswered(&self, now: Duration, node: &Seen, found: Evidence) -> (NodeStatus, String) {
+        if !self.rules.knows_disconnected {
+            let overdue = self.is_overdue(now, node) && self.storm(now).is_none();
+            let status = if overdue { NodeStatus::Down } else { NodeStatus::Suspect };
+            return (status, String::new());
+        }
         let since = self.disconnected_since.get(&(node.id, node.epoch));
         let waited = since.is_some_and(|since| now.saturating_sub(*since) >= self.rules.disconnected_for)
             && (found.asked > 0 || self.is_overdue(now, node));

@@ -38,6 +38,7 @@ async fn keep_nodes(member: &Member) {
     let mut told: Option<Storm> = None;
     loop {
         let catalog = member.snapshot();
+        judge.learn_disconnected(catalog.feature_level() >= 2);
         let verdicts = judge.judge(began.elapsed(), &seen(member, &catalog));
         tell_storm(&mut told, judge.storm(began.elapsed()));
         for some in verdicts.chunks(VERDICTS_AT_ONCE) {

@@ -31,6 +31,7 @@ mod member;
 mod membership;
 mod peers;
 mod renewal;
+mod routing;
 mod rpc;
 mod scheduling;
 mod sessions;
@@ -39,6 +40,7 @@ mod variables;
 mod watch;
 
 pub use backup::{SNAPSHOT_BYTES_MAX, SnapshotError, SnapshotMeta, read_snapshot};
+pub use identity::ClusterSecret;
 pub use config::{ConfigError, HTTP_PORT, Mode, RPC_PORT, ServerConfig, Timing};
 pub use disk::DiskError;
 pub use member::ProposeError;

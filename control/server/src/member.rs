@@ -37,6 +37,7 @@ pub(crate) struct Member {
     pub events: Arc<Events>,
     pub peers: Arc<Peers>,
     pub sessions: Sessions,
+    pub routing: crate::routing::RoutingFeed,
     pub logs: LogRequests,
     pub asks: Asks,
     pub seal: SealKey,

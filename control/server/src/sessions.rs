@@ -6,12 +6,13 @@ use crate::clock;
 use crate::logs::Chunk;
 use crate::member::{Member, ProposeError};
 use crate::pb;
+use crate::routing;
 use catalog::Catalog;
 use futures::Stream;
 use liveness::{LinkState, PROBERS, Report};
 use model::{
     AllocId, AllocUpdate, Allocation, Command, DesiredStatus, Epoch, EvalId, EvalStatus, EvalTrigger, Evaluation,
-    Generation, Index, JobId, Node, NodeId, NodeStatus, Timestamp,
+    Generation, Index, JobId, Node, NodeId, NodeStatus, RoutingDelta, RoutingSnapshot, Timestamp,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -27,6 +28,8 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const CONTROL_MESSAGES_MAX: usize = 32;
 /// Allocations that one command reports; halved when what they say is too much even so.
 const UPDATES_MAX: usize = 256;
+/// The level of agents that take changes instead of whole states.
+const DELTAS_SINCE: u32 = 2;
 
 pub(crate) type Outbound = Pin<Box<dyn Stream<Item = Result<pb::ServerMessage, Status>> + Send>>;
 
@@ -155,7 +158,8 @@ pub(crate) async fn open(member: Arc<Member>, node_id: NodeId, mut inbound: Stre
         Ok(hello) => {
             let ticket = member.sessions.open(node_id, hello.node.epoch);
             tracing::info!(node = %hello.node.name, id = %node_id, epoch = hello.node.epoch.0, "session opened");
-            let session = Session { node_id, epoch: hello.node.epoch, serial: ticket.serial, since };
+            let level = hello.feature_level;
+            let session = Session { node_id, epoch: hello.node.epoch, serial: ticket.serial, since, level };
             let canceled = ticket.canceled.clone();
             tokio::spawn(session.listen(Arc::clone(&member), inbound, canceled));
             outbound(member, session, ticket)
@@ -170,6 +174,8 @@ struct Session {
     epoch: Epoch,
     serial: u64,
     since: Index,
+    /// What the agent understands.
+    level: u32,
 }
 
 /// Reads the Hello and registers the node; `Err` is what the agent is told instead of a welcome.
@@ -219,7 +225,8 @@ fn check_hello(catalog: &Catalog, node_id: NodeId, hello: &Hello) -> Result<(), 
         ));
     }
     match catalog.feature_level() {
-        cluster if hello.feature_level < cluster => Err(format!(
+        // Servers are upgraded first, so agents of the release before this one are there for a while.
+        cluster if hello.feature_level + 1 < cluster => Err(format!(
             "the agent knows feature level {}, the cluster is at {cluster}; upgrade the agent",
             hello.feature_level
         )),
@@ -282,7 +289,8 @@ impl Session {
             AgentMessage::Heartbeat => Ok(()),
             AgentMessage::Probes { answering, unreachable } => {
                 let unreachable: BTreeSet<NodeId> = unreachable.into_iter().take(PROBERS * 2).collect();
-                let answering = answering.into_iter().filter(|id| !unreachable.contains(id)).take(PROBERS * 2).collect();
+                let answering =
+                    answering.into_iter().filter(|id| !unreachable.contains(id)).take(PROBERS * 2).collect();
                 member.sessions.on_report(self.node_id, self.serial, Report { answering, unreachable });
                 Ok(())
             }
@@ -398,8 +406,8 @@ struct Outgoing {
     ticket: Ticket,
     catalog: watch::Receiver<Catalog>,
     welcomed: bool,
-    allocs_sent: Option<BTreeSet<(AllocId, Index)>>,
-    routing_sent: Option<Generation>,
+    allocs_sent: Option<(Generation, BTreeMap<AllocId, Index>)>,
+    routing_sent: Option<Arc<RoutingSnapshot>>,
 }
 
 fn outbound(member: Arc<Member>, session: Session, ticket: Ticket) -> Outbound {
@@ -451,21 +459,45 @@ impl Outgoing {
 
     fn allocations(&mut self, catalog: &Catalog) -> Option<ServerMessage> {
         let live = || catalog.allocs_of_node(self.session.node_id).filter(|alloc| alloc.is_live());
-        let state: BTreeSet<(AllocId, Index)> = live().map(|alloc| (alloc.id, alloc.modified_at_index)).collect();
-        if self.allocs_sent.as_ref() == Some(&state) {
-            return None;
-        }
-        let allocs = live().map(|alloc| Allocation::clone(alloc)).collect();
-        self.allocs_sent = Some(state);
-        Some(ServerMessage::Allocations { generation: Generation(catalog.index().0), allocs })
+        let state: BTreeMap<AllocId, Index> = live().map(|alloc| (alloc.id, alloc.modified_at_index)).collect();
+        let generation = Generation(catalog.index().0);
+        let sent = match &self.allocs_sent {
+            Some((_, sent)) if *sent == state => return None,
+            Some(sent) if self.session.level >= DELTAS_SINCE => Some(sent),
+            _ => None,
+        };
+        let message = match sent {
+            Some((base, sent)) => ServerMessage::AllocationsDelta {
+                base: *base,
+                generation,
+                allocs: live()
+                    .filter(|alloc| sent.get(&alloc.id) != Some(&alloc.modified_at_index))
+                    .map(|alloc| Allocation::clone(alloc))
+                    .collect(),
+                gone: sent.keys().filter(|id| !state.contains_key(id)).copied().collect(),
+            },
+            None => ServerMessage::Allocations {
+                generation,
+                allocs: live().map(|alloc| Allocation::clone(alloc)).collect(),
+            },
+        };
+        self.allocs_sent = Some((generation, state));
+        Some(message)
     }
 
     fn routing(&mut self, catalog: &Catalog) -> Option<ServerMessage> {
-        let generation = catalog.routing_generation();
-        if self.routing_sent == Some(generation) {
+        if self.routing_sent.as_ref().is_some_and(|sent| sent.generation == catalog.routing_generation()) {
             return None;
         }
-        self.routing_sent = Some(generation);
-        Some(ServerMessage::Routing(catalog.routing()))
+        let state = self.member.routing.state(catalog);
+        let sent = self.routing_sent.replace(Arc::clone(&state));
+        if self.session.level < DELTAS_SINCE {
+            return Some(ServerMessage::Routing(routing::in_old_words(&state)));
+        }
+        let step = sent.and_then(|sent| self.member.routing.step(&sent, &state));
+        Some(match step {
+            Some(step) => ServerMessage::RoutingDelta(RoutingDelta::clone(&step)),
+            None => ServerMessage::Routing(RoutingSnapshot::clone(&state)),
+        })
     }
 }

@@ -361,6 +361,7 @@ fn member(
         events,
         peers,
         sessions: Sessions::default(),
+        routing: crate::routing::RoutingFeed::default(),
         logs: LogRequests::default(),
         asks: Asks::default(),
         seal: papers.seal,

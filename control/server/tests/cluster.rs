@@ -6,7 +6,7 @@ mod support;
 
 use model::{ClientStatus, NodeId, Role};
 use serde_json::{Value, json};
-use server::{Mode, Server, TokenRequest};
+use server::{ClusterSecret, Mode, Server, TokenRequest};
 use std::time::Duration;
 use support::{
     Events, FakeAgent, channel, config, enrol, eventually, get, init, join, node, put, raw, request, running, token,
@@ -351,14 +351,14 @@ async fn http_keeps_nomads_manners() {
     };
     check(get(&server, "/v1/nonsense").await, 404, "no such route");
     check(get(&server, "/v1/volumes").await, 501, "not built yet");
-    check(put(&server, "/v1/job/web/dispatch", &json!({})).await, 501, "not built yet");
+    check(put(&server, "/v1/job/web/dispatch", &json!({})).await, 404, "job not found");
     check(get(&server, "/v1/job/web").await, 404, "job not found");
     check(get(&server, "/v1/allocation/00000000-0000-0000-0000-000000000000").await, 404, "alloc not found");
     check(put(&server, "/v1/jobs", &json!({})).await, 400, "Job must be specified");
     check(
         put(&server, "/v1/jobs", &json!({ "Job": { "ID": "x", "Periodic": { "Spec": "* * * * *" } } })).await,
         400,
-        "Periodic",
+        "periodic",
     );
     check(put(&server, "/v1/jobs", &json!({ "Job": { "ID": "x", "Stop": true } })).await, 501, "Job.Stop");
     check(get(&server, "/v1/jobs?region=eu").await, 501, "region");
@@ -727,4 +727,323 @@ async fn events_are_streamed_in_order_filtered_and_resumed() {
     assert!(wrong.status == 400 && wrong.body.contains("Allocation"), "{}", wrong.body);
     server.shutdown().await;
     while all.next().await.is_some() {}
+}
+
+fn forming(
+    dir: &std::path::Path,
+    name: &str,
+    port: u16,
+    ports: &[u16],
+    secret: &ClusterSecret,
+) -> server::ServerConfig {
+    let at = |port: u16| std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    let Mode::Init { alloc_range, vip_range } = Mode::init() else { unreachable!("it is the mode of init") };
+    let servers = ports.iter().map(|port| at(*port)).collect();
+    let mut config = config(dir, name, Mode::Form { expect: 3, servers, alloc_range, vip_range });
+    config.rpc_bind = at(port);
+    config.cluster_secret = Some(secret.clone());
+    config
+}
+
+/// Ports that were free a moment ago: servers that form a cluster have to name theirs before they listen.
+fn free_ports<const N: usize>() -> [u16; N] {
+    let listeners = [(); N].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port())
+}
+
+#[tokio::test]
+async fn servers_form_a_cluster_by_themselves_and_later_ones_join_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let ports: [u16; 5] = free_ports();
+    let secret = ClusterSecret::generate().unwrap();
+    let start =
+        |name: &'static str, at: usize| Server::start(forming(dir.path(), name, ports[at], &ports[..3], &secret));
+    let (s1, s2, s3) = tokio::join!(start("s1", 0), start("s2", 1), start("s3", 2));
+    let (s1, s2, s3) = (s1.unwrap(), s2.unwrap(), s3.unwrap());
+    assert_eq!(s1.id().0, 1, "the first by name founds");
+    for server in [&s1, &s2, &s3] {
+        eventually("three voters", || async { (voters(server).await? == 3).then_some(()) }).await;
+    }
+
+    // One that comes later finds a cluster; one without the secret finds nobody.
+    let s4 = start("s4", 3).await.unwrap();
+    eventually("the fourth belongs", || async {
+        let servers = get(&s1, "/v1/operator/raft/configuration").await.json()["Servers"].as_array()?.len();
+        (servers == 4).then_some(())
+    })
+    .await;
+    let stranger = forming(dir.path(), "s5", ports[4], &ports[..3], &ClusterSecret::generate().unwrap());
+    let waits = tokio::time::timeout(Duration::from_secs(3), Server::start(stranger)).await;
+    assert!(waits.is_err(), "it must not get in, nor found a cluster of its own");
+
+    // The same command starts a server again.
+    s4.shutdown().await;
+    let s4 = start("s4", 3).await.unwrap();
+    register(&s4).await;
+    for server in [s4, s3, s2, s1] {
+        server.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn keys_and_variables_are_kept_compared_and_watched_on_every_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let [leader, follower, third] = three(dir.path()).await;
+    eventually("the cluster knows of keys", || async {
+        (raw(&follower, "PUT", "/v1/kv/app/a", b"one").await.0 == 200).then_some(())
+    })
+    .await;
+    assert_eq!(raw(&third, "GET", "/v1/kv/app/a?raw", b"").await, (200, b"one".to_vec()));
+    let entry = get(&third, "/v1/kv/app/a").await;
+    let index = entry.json()[0]["ModifyIndex"].as_u64().unwrap();
+    assert_eq!(entry.header("X-Consul-Index").unwrap(), index.to_string());
+    assert_eq!(entry.json()[0]["Value"], "b25l");
+    assert_eq!(raw(&follower, "PUT", "/v1/kv/app/a?cas=0", b"two").await.1, b"false");
+    assert_eq!(raw(&follower, "PUT", &format!("/v1/kv/app/a?cas={index}"), b"two").await.1, b"true");
+
+    // A watcher of one key sleeps through changes of another.
+    let index = get(&third, "/v1/kv/app/a").await.json()[0]["ModifyIndex"].as_u64().unwrap();
+    let path = format!("/v1/kv/app/a?index={index}&wait=10s");
+    let began = std::time::Instant::now();
+    let (answer, ()) = tokio::join!(get(&third, &path), async {
+        raw(&leader, "PUT", "/v1/kv/other", b"x").await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        raw(&leader, "PUT", "/v1/kv/app/a", b"three").await;
+    });
+    assert!(began.elapsed() >= Duration::from_millis(300), "it was woken by another key");
+    assert_eq!(answer.json()[0]["Value"], "dGhyZWU=");
+    raw(&leader, "PUT", "/v1/kv/app/b/c", b"").await;
+    assert_eq!(get(&follower, "/v1/kv/app/?keys&separator=/").await.json(), json!(["app/a", "app/b/"]));
+    assert_eq!(raw(&leader, "PUT", "/v1/kv/app/a?acquire=x", b"").await.0, 501);
+    assert_eq!(raw(&leader, "DELETE", "/v1/kv/app/?recurse", b"").await.1, b"true");
+    assert_eq!(raw(&third, "GET", "/v1/kv/app/?keys", b"").await.0, 404);
+
+    let body = json!({ "Items": { "user": "root", "password": "s3cret-of-nobody" } });
+    let set = put(&follower, "/v1/var/nomad/jobs/web?cas=0", &body).await.json();
+    assert_eq!(set["Items"]["password"], "s3cret-of-nobody");
+    let conflict = put(&leader, "/v1/var/nomad/jobs/web?cas=0", &body).await;
+    assert_eq!(conflict.status, 409, "{}", conflict.body);
+    assert!(put(&leader, "/v1/var/nomad/other", &body).await.body.contains("reserved"));
+    let listed = get(&third, "/v1/vars?prefix=nomad/").await;
+    assert_eq!(listed.json()[0]["Path"], "nomad/jobs/web");
+    assert!(!listed.body.contains("s3cret"), "a list shows no items");
+    let (status, snapshot) = raw(&third, "GET", "/v1/operator/snapshot", b"").await;
+    let shows = snapshot.windows(6).any(|part| part == b"s3cret");
+    assert!(status == 200 && !shows, "a snapshot holds no items in the clear");
+    assert_eq!(raw(&leader, "DELETE", "/v1/var/nomad/jobs/web", b"").await.0, 204);
+    assert_eq!(get(&third, "/v1/var/nomad/jobs/web").await.status, 404);
+    for server in [third, follower, leader] {
+        server.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn agents_look_up_keys_and_only_their_own_jobs_variables() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = init(dir.path()).await;
+    eventually("keys", || async { (raw(&server, "PUT", "/v1/kv/k", b"v").await.0 == 200).then_some(()) }).await;
+    for path in ["nomad/jobs/web", "nomad/jobs/other"] {
+        put(&server, &format!("/v1/var/{path}"), &json!({ "Items": { "a": "b" } })).await.json();
+    }
+    let (credentials, id) = agent(&server, "n1").await;
+    let mut session = FakeAgent::open(server.rpc_address(), &credentials, node(id, "n1", 1)).await.unwrap();
+    register(&server).await;
+    let (_, allocs) = session.expect(|message| allocations(message).filter(|(_, a)| a.len() == 2)).await;
+    let mut client = pb::agents_client::AgentsClient::new(channel(server.rpc_address(), &credentials));
+    let alloc_id = allocs[0].id.0.as_bytes().to_vec();
+    let variable = |path: &str, alloc_id: Vec<u8>| {
+        let what = pb::watch_request::What::Variable(pb::VariablePath { path: path.to_owned(), alloc_id });
+        pb::WatchRequest { index: 0, wait_ms: 0, what: Some(what) }
+    };
+    let own = client.watch(variable("nomad/jobs/web", alloc_id.clone())).await.unwrap().into_inner();
+    assert_eq!((own.found, own.entries[0].value.as_slice()), (true, b"b".as_slice()));
+    for (path, alloc) in [("nomad/jobs/other", alloc_id.clone()), ("nomad/jobs/web", vec![7; 16])] {
+        let refused = client.watch(variable(path, alloc)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{path}");
+    }
+    let key = |index, wait_ms| {
+        let what = pb::watch_request::What::Key("k".to_owned());
+        pb::WatchRequest { index, wait_ms, what: Some(what) }
+    };
+    let first = client.watch(key(0, 0)).await.unwrap().into_inner();
+    let (second, _) = tokio::join!(client.watch(key(first.index, 10_000)), raw(&server, "PUT", "/v1/kv/k", b"w"));
+    assert_eq!(second.unwrap().into_inner().entries[0].value, b"w");
+    drop(session);
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_node_that_its_peers_get_no_answer_from_is_off_the_maps_and_then_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = init(dir.path()).await;
+    let mut agents = Vec::new();
+    for (number, name) in ["a", "bb", "ccc"].into_iter().enumerate() {
+        let (credentials, id) = agent(&server, name).await;
+        let mut node = node(id, name, 1);
+        node.address = std::net::IpAddr::from([127, 0, 0, number as u8 + 1]);
+        let mut session = FakeAgent::open(server.rpc_address(), &credentials, node).await.unwrap();
+        assert!(matches!(session.next().await, Some(ServerMessage::Welcome { server_level: 2.., .. })));
+        agents.push((id, session));
+    }
+    let ids: Vec<NodeId> = agents.iter().map(|(id, _)| *id).collect();
+    let report = |own: usize, lost: Option<usize>| AgentMessage::Probes {
+        answering: (0..3).filter(|at| *at != own && Some(*at) != lost).map(|at| ids[at]).collect(),
+        unreachable: lost.into_iter().map(|at| ids[at]).collect(),
+    };
+    for (own, (_, session)) in agents.iter().enumerate() {
+        session.send(report(own, None)).await;
+    }
+    // One peer alone proves nothing while the agent speaks; both of them do.
+    agents[0].1.send(report(0, Some(2))).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(node_status(&server, ids[2]).await, "ready");
+    agents[1].1.send(report(1, Some(2))).await;
+    let began = std::time::Instant::now();
+    eventually("it is off the maps", || async { (node_status(&server, ids[2]).await == "disconnected").then_some(()) })
+        .await;
+    assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
+    let shown = get(&server, &format!("/v1/node/{}", ids[2])).await.json();
+    assert!(shown["StatusDescription"].as_str().unwrap().contains("2 of 2 peers"), "{shown}");
+    // Its agent still speaks, so it is not given up; without it, it is.
+    let (_, session) = agents.pop().unwrap();
+    drop(session);
+    eventually("it is down", || async { (node_status(&server, ids[2]).await == "down").then_some(()) }).await;
+    assert_eq!(node_status(&server, ids[0]).await, "ready");
+    drop(agents);
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn autopilot_removes_a_dead_server_and_says_how_the_others_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let [leader, follower, third] = three(dir.path()).await;
+    let settings = json!({ "DeadServerThreshold": "2s", "CleanupDeadServers": true });
+    eventually("settings can be changed", || async {
+        (put(&follower, "/v1/operator/autopilot/configuration", &settings).await.status == 200).then_some(())
+    })
+    .await;
+    let shown = get(&follower, "/v1/operator/autopilot/configuration").await.json();
+    assert_eq!((&shown["DeadServerThreshold"], &shown["MaxTrailingLogs"]), (&json!("2000ms"), &json!(250)));
+    let wrong =
+        put(&leader, "/v1/operator/autopilot/configuration", &json!({ "ServerStabilizationTime": "soon" })).await;
+    assert!(wrong.status == 400 && wrong.body.contains("soon"), "{}", wrong.body);
+    eventually("all are healthy", || async {
+        let health = get(&leader, "/v1/operator/autopilot/health").await.json();
+        (health["Healthy"] == true && health["FailureTolerance"] == 1).then_some(())
+    })
+    .await;
+    third.shutdown().await;
+    eventually("the dead server is removed", || async { (voters(&leader).await? == 2).then_some(()) }).await;
+    for server in [follower, leader] {
+        server.shutdown().await;
+    }
+}
+
+/// Jobs that other jobs are made from, and what is asked of jobs beside registering them.
+#[tokio::test]
+async fn jobs_are_made_from_jobs_restarted_and_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = init(dir.path()).await;
+    let task = json!({ "Name": "t", "Driver": "exec", "Config": { "command": "/bin/true" } });
+    let job = |id: &str, more: serde_json::Value| {
+        let mut job = json!({ "ID": id, "Type": "batch", "TaskGroups": [{ "Name": "g", "Tasks": [task] }] });
+        more.as_object().unwrap().iter().for_each(|(key, value)| job[key] = value.clone());
+        json!({ "Job": job })
+    };
+    let rule = json!({ "Payload": "required", "MetaRequired": ["day"] });
+    let registered = put(&server, "/v1/jobs", &job("etl", json!({ "ParameterizedJob": rule }))).await;
+    assert_eq!((registered.status, registered.json()["EvalID"].as_str()), (200, Some("")), "{}", registered.body);
+    let dispatch = |token: &str, meta: serde_json::Value| {
+        let path = format!("/v1/job/etl/dispatch?idempotency_token={token}");
+        let body = json!({ "Payload": "aGVsbG8=", "Meta": meta });
+        let server = &server;
+        async move { put(server, &path, &body).await }
+    };
+    let refused = dispatch("", json!({})).await;
+    assert!(refused.status == 400 && refused.body.contains("day"), "{}", refused.body);
+    let first = dispatch("a", json!({ "day": "monday" })).await.json();
+    let again = dispatch("a", json!({ "day": "monday" })).await.json();
+    let other = dispatch("b", json!({ "day": "tuesday" })).await.json();
+    assert_eq!(first["DispatchedJobID"], again["DispatchedJobID"]);
+    assert_ne!(first["DispatchedJobID"], other["DispatchedJobID"]);
+    let id = first["DispatchedJobID"].as_str().unwrap().replace('/', "%2F");
+    let child = get(&server, &format!("/v1/job/{id}")).await.json();
+    assert_eq!((child["ParentID"].as_str(), child["Meta"]["day"].as_str()), (Some("etl"), Some("monday")), "{child}");
+    // Without a node their evaluations wait.
+    eventually("both wait for a node", || async {
+        let summary = get(&server, "/v1/job/etl/summary").await.json();
+        (summary["Children"]["Pending"] == 2).then_some(())
+    })
+    .await;
+
+    let wrong =
+        put(&server, "/v1/jobs", &job("cron", json!({ "Periodic": { "Enabled": true, "Specs": ["61 * * * *"] } })))
+            .await;
+    assert!(wrong.status == 400 && wrong.body.contains("crons"), "{}", wrong.body);
+    let every_second = json!({ "Enabled": true, "Specs": ["* * * * * * *"], "TimeZone": "Europe/Berlin" });
+    let registered = put(&server, "/v1/jobs", &job("cron", json!({ "Periodic": every_second }))).await;
+    assert_eq!(registered.status, 200, "{}", registered.body);
+    eventually("the calendar launches it", || async {
+        let jobs = get(&server, "/v1/jobs?prefix=cron%2Fperiodic-").await.json();
+        (jobs.as_array()?.len() >= 2).then_some(())
+    })
+    .await;
+    let forced = put(&server, "/v1/job/cron/periodic/force", &json!({})).await;
+    assert!(forced.status == 200 && forced.json()["EvalID"].is_string(), "{}", forced.body);
+    request(&server, "DELETE", "/v1/job/cron", "", "localhost").await.json();
+
+    register(&server).await;
+    let restarted = put(&server, "/v1/mesh/job/web/restart", &json!({})).await;
+    assert_eq!(restarted.status, 200, "{}", restarted.body);
+    assert_eq!(get(&server, "/v1/job/web").await.json()["Version"], 1);
+    assert_eq!(put(&server, "/v1/job/web/stable", &json!({ "JobVersion": 0, "Stable": true })).await.status, 200);
+    assert_eq!(put(&server, "/v1/job/web/evaluate", &json!({ "JobID": "web" })).await.status, 200);
+    assert_eq!(put(&server, "/v1/job/etl/evaluate", &json!({ "JobID": "etl" })).await.status, 400);
+
+    // What is stopped and over goes when somebody asks, with its children; what waits stays.
+    request(&server, "DELETE", "/v1/job/etl", "", "localhost").await.json();
+    request(&server, "DELETE", &format!("/v1/job/{id}"), "", "localhost").await.json();
+    eventually("the dispatched job is forgotten", || async {
+        put(&server, "/v1/system/gc", &json!({})).await;
+        (get(&server, &format!("/v1/job/{id}")).await.status == 404).then_some(())
+    })
+    .await;
+    assert_eq!(get(&server, "/v1/job/web").await.status, 200);
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn agents_get_changes_that_lead_to_the_same_state_as_the_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = init(dir.path()).await;
+    let (credentials, id) = agent(&server, "n1").await;
+    let at = server.rpc_address();
+    let mut session = FakeAgent::open_at_level(2, at, &credentials, node(id, "n1", 1)).await.unwrap();
+    let (mut held, mut generation, mut deltas) = (std::collections::BTreeMap::new(), None, 0);
+    register(&server).await;
+    loop {
+        match session.next().await.unwrap() {
+            ServerMessage::Allocations { generation: new, allocs } => {
+                held = allocs.into_iter().map(|alloc| (alloc.id, alloc)).collect();
+                generation = Some(new);
+            }
+            ServerMessage::AllocationsDelta { base, generation: new, allocs, gone } => {
+                assert_eq!(Some(base), generation, "a change of what was told last");
+                gone.iter().for_each(|id| drop(held.remove(id)));
+                held.extend(allocs.into_iter().map(|alloc| (alloc.id, alloc)));
+                (generation, deltas) = (Some(new), deltas + 1);
+            }
+            _ => {}
+        }
+        if deltas == 1 && held.len() == 2 {
+            let ids: Vec<_> = held.keys().copied().collect();
+            session.send(AgentMessage::Allocs(ids.into_iter().map(running).collect())).await;
+        }
+        if held.len() == 2 && held.values().all(|alloc: &model::Allocation| alloc.client == ClientStatus::Running) {
+            break;
+        }
+    }
+    assert!(deltas >= 2, "{deltas}");
+    drop(session);
+    server.shutdown().await;
 }

@@ -3,6 +3,7 @@
 
 mod allocs;
 mod answer;
+mod autopilot;
 mod changes;
 mod events;
 mod jobs;
@@ -92,6 +93,8 @@ pub(crate) fn router(member: Arc<Member>) -> Router {
         .route("/v1/agent/self", get(operator::agent_self))
         .route("/v1/agent/members", get(operator::members))
         .route("/v1/operator/raft/configuration", get(operator::raft_configuration))
+        .route("/v1/operator/autopilot/configuration", get(autopilot::settings).put(autopilot::set).post(autopilot::set))
+        .route("/v1/operator/autopilot/health", get(autopilot::health))
         .route("/v1/event/stream", get(events::stream_events))
         .route(
             "/v1/operator/snapshot",

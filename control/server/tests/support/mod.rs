@@ -159,9 +159,19 @@ pub struct FakeAgent {
 }
 
 impl FakeAgent {
+    /// One of the release before this: it gets whole states.
     pub async fn open(server: SocketAddr, credentials: &Credentials, node: Node) -> Result<Self, Status> {
+        Self::open_at_level(1, server, credentials, node).await
+    }
+
+    pub async fn open_at_level(
+        feature_level: u32,
+        server: SocketAddr,
+        credentials: &Credentials,
+        node: Node,
+    ) -> Result<Self, Status> {
         let (outbox, receiver) = mpsc::channel(16);
-        let hello = Hello { version: model::VERSION.to_owned(), feature_level: 1, node, allocs: Vec::new() };
+        let hello = Hello { version: model::VERSION.to_owned(), feature_level, node, allocs: Vec::new() };
         outbox.send(AgentMessage::Hello(Box::new(hello)).into()).await.unwrap();
         let mut client = pb::agents_client::AgentsClient::new(channel(server, credentials));
         let inbox = client.session(ReceiverStream::new(receiver)).await?.into_inner();
