@@ -7,12 +7,13 @@ mod common;
 use common::{Cluster, add_port, checked_service, group, job, node};
 use model::capacity::{DYNAMIC_PORTS, Usage};
 use model::{
-    Allocation, ClientStatus, Command, Constraint, DeploymentStatus, DesiredStatus, Health, Job, JobId, NodeStatus,
-    Operator, Plan, TaskDriver, UpdateOrder, UpdatePolicy,
+    Affinity, Allocation, ClientStatus, Command, Constraint, DeploymentStatus, DesiredStatus, DisconnectPolicy,
+    DisruptionBudget, Drain, Eligibility, Health, Job, JobId, NodeStatus, Operator, Plan, Reconcile, Spread,
+    TaskDriver, TaskGroup, Timestamp, UpdateOrder, UpdatePolicy,
 };
 use proptest::prelude::*;
-use scheduler::ClusterState;
-use std::collections::BTreeSet;
+use scheduler::{ClusterState, Preemption};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -190,8 +191,85 @@ fn take_step(cluster: &mut Cluster) -> bool {
     steps
 }
 
+/// Something that makes nodes differ.
+#[derive(Clone, Debug)]
+enum Wish {
+    None,
+    Affinity(i8),
+    Spread,
+    Targets(u8),
+    DistinctHosts,
+    DistinctProperty(u32),
+    Beside(i8),
+    Apart,
+}
+
+fn wish() -> impl Strategy<Value = Wish> {
+    prop_oneof![
+        Just(Wish::None),
+        prop::sample::select(vec![-100i8, -30, 30, 100]).prop_map(Wish::Affinity),
+        Just(Wish::Spread),
+        (1..100u8).prop_map(Wish::Targets),
+        Just(Wish::DistinctHosts),
+        (1..3u32).prop_map(Wish::DistinctProperty),
+        prop::sample::select(vec![-100i8, 100]).prop_map(Wish::Beside),
+        Just(Wish::Apart),
+    ]
+}
+
+fn wished(wish: &Wish) -> TaskGroup {
+    let mut group = group("main", 1);
+    let zone = || "${meta.zone}".to_owned();
+    let affinity = |attribute: &str, operator, value: &str, weight| Affinity {
+        attribute: attribute.to_owned(),
+        operator,
+        value: value.to_owned(),
+        weight,
+    };
+    let constraint =
+        |attribute: &str, operator, value: String| Constraint { attribute: attribute.to_owned(), operator, value };
+    match wish {
+        Wish::None => {}
+        Wish::Affinity(weight) => group.affinities.push(affinity("${meta.zone}", Operator::Equal, "z1", *weight)),
+        Wish::Spread => group.spreads.push(Spread { attribute: zone(), weight: 100, targets: BTreeMap::new() }),
+        Wish::Targets(percent) => {
+            let targets = BTreeMap::from([("z1".to_owned(), *percent)]);
+            group.spreads.push(Spread { attribute: zone(), weight: 50, targets });
+        }
+        Wish::DistinctHosts => group.constraints.push(constraint("", Operator::DistinctHosts, String::new())),
+        Wish::DistinctProperty(most) => {
+            group.constraints.push(constraint("${meta.zone}", Operator::DistinctProperty, most.to_string()));
+        }
+        Wish::Beside(weight) => group.affinities.push(affinity("${node.jobs.db}", Operator::IsSet, "", *weight)),
+        Wish::Apart => group.constraints.push(constraint("${node.jobs.db}", Operator::IsNotSet, String::new())),
+    }
+    group
+}
+
+fn zoned(name: &str, number: usize) -> model::Node {
+    let mut node = node(name);
+    node.meta.insert("zone".to_owned(), format!("z{}", number % 2));
+    node.resources.cpu_mhz = 300 + 200 * number as u64;
+    node
+}
+
+fn job_of(name: &str, group: TaskGroup, priority: u8) -> Job {
+    Job { priority, ..job(name, vec![group]) }
+}
+
+/// What is to stop ends, what is to run runs, where the node can be reached.
+fn end_what_stops(cluster: &mut Cluster) {
+    for alloc in cluster.live() {
+        let reachable = cluster.catalog.node(alloc.node_id).is_some_and(|node| node.status == NodeStatus::Ready);
+        let client = if alloc.desired == DesiredStatus::Stop { ClientStatus::Complete } else { ClientStatus::Running };
+        if reachable {
+            cluster.report(alloc.id, client, Health::Passing);
+        }
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn nothing_is_ever_held_twice_and_plans_settle(seed: u64, events in prop::collection::vec(event(), 1..60)) {
@@ -304,7 +382,139 @@ proptest! {
     }
 
     #[test]
-    fn hostile_constraints_never_panic(attribute in ".*", value in ".*", operator in 0..14usize) {
+    fn the_ranking_takes_what_scores_best(seed: u64, steps in prop::collection::vec((wish(), 0..4u8), 1..12)) {
+        let mut cluster = Cluster::new(seed);
+        for (number, name) in NODES.iter().enumerate() {
+            cluster.register_node(zoned(name, number));
+        }
+        for (at, (wish, job)) in steps.iter().enumerate() {
+            // A job grows by one at a time, so that every choice can be compared with the scores before it.
+            let name = JOBS[usize::from(*job) % JOBS.len()];
+            let known = cluster.catalog.job(&JobId(name.to_owned())).map(|job| job.groups[0].clone());
+            let mut group = known.unwrap_or_else(|| wished(wish));
+            group.count = cluster.live().iter().filter(|alloc| alloc.job_id().0 == name).count() as u32 + 1;
+            cluster.register_job(job_of(name, group.clone(), 50));
+            let eval = cluster.eval(name);
+            let state = cluster.state();
+            let job = cluster.catalog.job(&eval.job_id).unwrap().clone();
+            let verdicts = scheduler::scores(&cluster.view(&state, &eval), &job, &group, seed);
+            let (plan, ..) = cluster.plan_and_apply(name);
+            let best = verdicts.first().and_then(|verdict| verdict.score);
+            let placed = plan.placements.first();
+            prop_assert_eq!(placed.is_some(), best.is_some(), "step {}: {:?}", at, verdicts);
+            if let (Some(placed), Some(best)) = (placed, best) {
+                let taken = verdicts.iter().find(|verdict| verdict.node == placed.node_id).unwrap();
+                prop_assert!((taken.score.unwrap() - best).abs() < 1e-9, "step {}: {:?}", at, verdicts);
+            }
+            nothing_is_held_twice(&cluster);
+        }
+    }
+
+    #[test]
+    fn preemption_comes_to_an_end(
+        seed: u64,
+        jobs in prop::collection::vec((1..100u8, 1..4u32, 200..3000u64, prop::option::of(0..3u32)), 2..6),
+    ) {
+        // The broker hands out the evaluations of higher priority first.
+        let mut jobs = jobs;
+        jobs.sort_by_key(|(priority, ..)| std::cmp::Reverse(*priority));
+        let mut cluster = Cluster::new(seed);
+        let all = Preemption { service: true, batch: true, system: true, sysbatch: true };
+        cluster.settings.preemption = all;
+        NODES[..2].iter().for_each(|name| cluster.register_node(node(name)));
+        let names: Vec<String> = (0..jobs.len()).map(|number| format!("job{number}")).collect();
+        for (name, (priority, count, cpu, budget)) in names.iter().zip(&jobs) {
+            let mut group = group("main", *count);
+            group.tasks[0].resources.cpu_mhz = *cpu;
+            let mut job = job_of(name, group, *priority);
+            job.disruption = budget.map(|max_unavailable| DisruptionBudget { max_unavailable });
+            cluster.register_job(job);
+        }
+        let mut quiet = 0;
+        for round in 0..60 {
+            let mut changed = false;
+            for name in &names {
+                let (plan, applied, _) = cluster.plan_and_apply(name);
+                prop_assert!(applied.dropped.is_empty());
+                for stop in &plan.stops {
+                    let victim = cluster.catalog.alloc(stop.alloc_id).unwrap();
+                    let preemptor = cluster.catalog.job(&plan.job_id).unwrap();
+                    prop_assert!(victim.job.priority + 10 <= preemptor.priority, "{} for {name}", victim.name());
+                }
+                let again = cluster.eval(name);
+                prop_assert!(cluster.plan(&again).is_noop(), "round {round}: {name} wants more at once");
+                changed |= !plan.is_noop();
+                nothing_is_held_twice(&cluster);
+            }
+            end_what_stops(&mut cluster);
+            quiet = if changed { 0 } else { quiet + 1 };
+            if quiet == 2 {
+                return Ok(());
+            }
+        }
+        prop_assert!(false, "it goes round in circles");
+    }
+
+    #[test]
+    fn drains_end(seed: u64, count in 1..8u32, migrate in 1..4u32, budget in prop::option::of(1..3u32), which in 0..2usize) {
+        let mut cluster = Cluster::new(seed);
+        NODES[..3].iter().for_each(|name| cluster.register_node(node(name)));
+        let mut group = group("main", count);
+        group.migrate_max_parallel = migrate;
+        let mut job = job_of("web", group, 50);
+        job.disruption = budget.map(|max_unavailable| DisruptionBudget { max_unavailable });
+        cluster.register_job(job);
+        cluster.plan_and_apply("web");
+        end_what_stops(&mut cluster);
+        let node_id = cluster.node_named(NODES[which]).id;
+        let drain = Some(Drain { started_at: cluster.now, deadline: Timestamp::NEVER, ignore_system: false });
+        cluster.must(Command::SetNodeDrain { node_id, drain, eligibility: Eligibility::Ineligible, evals: Vec::new() });
+        let at_once = budget.map_or(migrate, |budget| budget.min(migrate)) as usize;
+        for _ in 0..=count {
+            cluster.plan_and_apply("web");
+            prop_assert!(up(&cluster) + at_once >= count as usize, "{} of {count} are up", up(&cluster));
+            end_what_stops(&mut cluster);
+        }
+        prop_assert_eq!(cluster.state().allocs_of_node(node_id).len(), 0);
+        prop_assert_eq!(up(&cluster), count as usize);
+    }
+
+    #[test]
+    fn nodes_that_come_and_go_leave_one_for_each_slot(
+        seed: u64,
+        count in 1..5u32,
+        replace: bool,
+        reconcile in prop::sample::select(Reconcile::ALL.to_vec()),
+        events in prop::collection::vec((0..3usize, prop::sample::select(vec![
+            NodeStatus::Ready, NodeStatus::Suspect, NodeStatus::Disconnected, NodeStatus::Down,
+        ]), 0..400u64), 1..12),
+    ) {
+        let mut cluster = Cluster::new(seed);
+        NODES[..3].iter().for_each(|name| cluster.register_node(node(name)));
+        let mut group = group("main", count);
+        let lost_after = Duration::from_secs(600);
+        group.disconnect = DisconnectPolicy { lost_after, replace, reconcile, ..DisconnectPolicy::default() };
+        cluster.register_job(job_of("web", group, 50));
+        for (which, status, secs) in events {
+            cluster.set_status(NODES[which], status);
+            cluster.plan_and_apply("web");
+            let again = cluster.eval("web");
+            prop_assert!(cluster.plan(&again).is_noop(), "not settled: {:?}", cluster.plan(&again));
+            end_what_stops(&mut cluster);
+            cluster.advance(Duration::from_secs(secs));
+        }
+        // All are back: one allocation for each slot, and they all work.
+        NODES[..3].iter().for_each(|name| cluster.set_status(name, NodeStatus::Ready));
+        for _ in 0..4 {
+            cluster.plan_and_apply("web");
+            end_what_stops(&mut cluster);
+        }
+        nothing_is_held_twice(&cluster);
+        prop_assert_eq!((cluster.live().len(), up(&cluster)), (count as usize, count as usize));
+    }
+
+    #[test]
+    fn hostile_constraints_never_panic(attribute in ".*", value in ".*", operator in 0..Operator::ALL.len()) {
         let constraint = Constraint { attribute, value, operator: Operator::ALL[operator].0 };
         scheduler::satisfies(&node("n1"), &constraint);
     }
