@@ -3,6 +3,10 @@
 //! A service's VIP, an edge port and a mapped host port are all frontends: a dialled address with a ring behind it. An
 //! instance that is not to get new flows leaves the rings and keeps its backend entry, so that its flows live on.
 
+mod one;
+
+pub use one::recompile;
+
 use crate::image::MapImage;
 use crate::indices::{Assigner, BackendKey, Full, GivenRing, Indices, RingMember, Table};
 use crate::maglev::Member;
@@ -36,18 +40,7 @@ impl Compilation {
 }
 
 pub fn compile(snapshot: &Snapshot, before: &Indices) -> Compilation {
-    let mut compiler = Compiler {
-        snapshot,
-        image: MapImage::default(),
-        assigner: Assigner::new(before, snapshot.now),
-        nodes: BTreeMap::new(),
-        zones: Zones::of(snapshot),
-        problems: Vec::new(),
-        services: Vec::new(),
-        dialled: BTreeMap::new(),
-        refused: BTreeMap::new(),
-        next_change: None,
-    };
+    let mut compiler = Compiler::new(snapshot, before);
     compiler.add_uplink();
     compiler.add_nodes();
     compiler.add_endpoints();
@@ -96,6 +89,21 @@ struct Edge {
 }
 
 impl<'a> Compiler<'a> {
+    fn new(snapshot: &'a Snapshot, before: &'a Indices) -> Self {
+        Self {
+            snapshot,
+            image: MapImage::default(),
+            assigner: Assigner::new(before, snapshot.now),
+            nodes: BTreeMap::new(),
+            zones: Zones::of(snapshot),
+            problems: Vec::new(),
+            services: Vec::new(),
+            dialled: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            next_change: None,
+        }
+    }
+
     fn add_uplink(&mut self) {
         let Some(uplink) = &self.snapshot.uplink else { return };
         let Some(addr) = be32(uplink.address) else { return };

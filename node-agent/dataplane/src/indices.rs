@@ -4,7 +4,7 @@
 //! period before it means something else. All of it can be read back out of a [`MapImage`], so a restarted agent goes on
 //! where the maps are: a resting backend stands there as down, a resting ring as a head without slots.
 
-use crate::image::{MapImage, Ring};
+use crate::image::{MapImage, Ring, Write};
 use crate::maglev::{self, Member};
 use abi::{Backend, Be16, Be32, RingHead, VipKey};
 use ipnet::IpNet;
@@ -28,6 +28,8 @@ pub struct Indices {
     members: BTreeMap<u32, Vec<RingMember>>,
     /// Since when each backend that starts slowly takes new flows.
     taking: BTreeMap<BackendKey, Timestamp>,
+    /// The image's backends, resting ones too.
+    by_key: BTreeMap<BackendKey, u32>,
     resting: Resting,
 }
 
@@ -57,7 +59,70 @@ pub(crate) struct RingMember {
     pub id: u32,
 }
 
+/// What a compilation of one service alone gives it.
+pub(crate) struct Part {
+    backends: BTreeMap<u32, Backend>,
+    rings: BTreeMap<u32, Ring>,
+    members: BTreeMap<u32, Vec<RingMember>>,
+    taking: BTreeMap<BackendKey, Timestamp>,
+    now: Timestamp,
+}
+
 impl Indices {
+    /// Puts a service's new part in the place of its old one, whose backends had these numbers; returns the writes that
+    /// follow, in their order.
+    pub(crate) fn replace(&mut self, old: &BTreeSet<u32>, part: Part) -> Vec<Write> {
+        let Part { backends, rings, members, taking, now } = part;
+        let gone: Vec<u32> = old.iter().copied().filter(|id| !backends.contains_key(id)).collect();
+        let keys: Vec<BackendKey> =
+            old.iter().filter_map(|id| self.image.backends.get(id)).map(BackendKey::of).collect();
+        for key in &keys {
+            self.taking.remove(key);
+        }
+        self.taking.extend(taking);
+        let mut writes = Vec::new();
+        for (id, backend) in backends {
+            self.resting.backends.remove(&id);
+            self.by_key.insert(BackendKey::of(&backend), id);
+            if self.image.backends.insert(id, backend) != Some(backend) {
+                writes.push(Write::SetBackend(id, backend));
+            }
+        }
+        self.replace_rings(rings, now, &mut writes);
+        for index in members.keys() {
+            self.members.remove(index);
+        }
+        self.members.extend(members);
+        for id in gone {
+            if let Some(backend) = self.image.backends.get_mut(&id) {
+                backend.flags |= abi::BACKEND_DOWN;
+                self.resting.backends.insert(id, now);
+                writes.push(Write::SetBackend(id, *backend));
+            }
+        }
+        writes
+    }
+
+    /// Slabs first, then the words that point to them.
+    fn replace_rings(&mut self, rings: BTreeMap<u32, Ring>, now: Timestamp, writes: &mut Vec<Write>) {
+        self.resting.slabs.retain(|_, (_, since)| rests(Some(since), now, READER_GRACE));
+        let mut heads = Vec::new();
+        for (index, ring) in rings {
+            let before = self.image.rings.insert(index, ring.clone());
+            if before.as_ref() == Some(&ring) {
+                continue;
+            }
+            if let Some(before) = before.filter(|before| !before.slots.is_empty() && before.head != ring.head) {
+                self.resting.slabs.insert(before.head.base(), (before.slots.len() as u32, now));
+            }
+            if !ring.slots.is_empty() {
+                writes.push(Write::SetSlots { base: ring.head.base(), slots: ring.slots });
+            }
+            heads.push(Write::SetHead { ring: index, head: ring.head });
+        }
+        writes.append(&mut heads);
+    }
+
     /// Goes on from what the maps hold. Whatever rests there rests from now on for a whole period.
     pub fn adopt(image: MapImage, now: Timestamp) -> Self {
         let resting = Resting {
@@ -65,7 +130,8 @@ impl Indices {
             backends: image.backends.iter().filter(|(_, backend)| is_down(backend)).map(|(id, _)| (*id, now)).collect(),
             ..Resting::default()
         };
-        Self { image, resting, ..Self::default() }
+        let by_key = by_key(&image);
+        Self { image, by_key, resting, ..Self::default() }
     }
 
     /// What the last compilation wanted in the maps.
@@ -98,6 +164,10 @@ pub fn own_blocks(image: &MapImage) -> Vec<IpNet> {
     blocks
 }
 
+fn by_key(image: &MapImage) -> BTreeMap<BackendKey, u32> {
+    image.backends.iter().map(|(id, backend)| (BackendKey::of(backend), *id)).collect()
+}
+
 fn unused_rings(image: &MapImage) -> impl Iterator<Item = u32> {
     let used: BTreeSet<u32> = image.vips.values().map(|value| value.ring).collect();
     image.rings.keys().copied().filter(move |ring| !used.contains(ring))
@@ -111,6 +181,7 @@ fn is_down(backend: &Backend) -> bool {
 pub(crate) struct Assigner<'a> {
     before: &'a Indices,
     now: Timestamp,
+    /// Those asked for; all others are where they were.
     backends: BTreeMap<BackendKey, u32>,
     nodes: BTreeMap<Be32, u32>,
     backends_used: BTreeSet<u32>,
@@ -175,13 +246,12 @@ pub(crate) struct GivenRing {
 
 impl<'a> Assigner<'a> {
     pub fn new(before: &'a Indices, now: Timestamp) -> Self {
-        let backends = before.image.backends.iter().map(|(id, backend)| (BackendKey::of(backend), *id)).collect();
         let nodes = before.image.node_by_addr.iter().map(|(addr, index)| (*addr, *index)).collect();
         let slabs = occupied_slabs(before, now);
         Self {
             before,
             now,
-            backends,
+            backends: BTreeMap::new(),
             nodes,
             slabs,
             backends_used: BTreeSet::new(),
@@ -198,13 +268,17 @@ impl<'a> Assigner<'a> {
 
     pub fn backend(&mut self, key: BackendKey) -> Result<u32, Full> {
         let taken = |id: u32| self.before.image.backends.contains_key(&id);
-        let id = match self.backends.get(&key) {
-            Some(id) => *id,
+        let id = match self.id_of(&key) {
+            Some(id) => id,
             None => next_free(&mut self.backend_cursor, Table::Backends, taken)?,
         };
         self.backends.insert(key, id);
         self.backends_used.insert(id);
         Ok(id)
+    }
+
+    fn id_of(&self, key: &BackendKey) -> Option<u32> {
+        self.backends.get(key).or_else(|| self.before.by_key.get(key)).copied()
     }
 
     /// How long a backend has been taking new flows; `None` for longer than is remembered.
@@ -215,7 +289,7 @@ impl<'a> Assigner<'a> {
         };
         let since = match self.before.taking.get(&key) {
             Some(since) => *since,
-            None if self.backends.get(&key).is_some_and(took) => return None,
+            None if self.id_of(&key).as_ref().is_some_and(took) => return None,
             None => self.now,
         };
         self.taking.insert(key, since);
@@ -298,6 +372,11 @@ impl<'a> Assigner<'a> {
         fits.then(|| self.slabs.insert(base, length)).map(|_| base).ok_or(Table::RingSlots.full(length))
     }
 
+    /// What one service alone was given.
+    pub fn part(self, backends: BTreeMap<u32, Backend>) -> Part {
+        Part { backends, rings: self.rings, members: self.members, taking: self.taking, now: self.now }
+    }
+
     /// Adds what rests to the image, and remembers the whole for the next time.
     pub fn finish(self, mut image: MapImage) -> Indices {
         let mut resting = Resting::default();
@@ -307,7 +386,8 @@ impl<'a> Assigner<'a> {
         let tombstones = self.rest_rings(&mut resting);
         image.rings = self.rings;
         image.rings.extend(tombstones);
-        Indices { image, members: self.members, taking: self.taking, resting }
+        let by_key = by_key(&image);
+        Indices { image, members: self.members, taking: self.taking, by_key, resting }
     }
 
     fn rest_backends(&self, image: &mut MapImage, resting: &mut Resting) {

@@ -21,7 +21,7 @@ pub mod tags;
 mod tests;
 pub mod trace;
 
-pub use compile::{Compilation, compile};
+pub use compile::{Compilation, compile, recompile};
 pub use image::{MapDelta, MapImage, Ring, Write, diff};
 pub use indices::{Indices, host_ports, own_blocks};
 pub use problem::{RouteProblem, RouteProblemKind};

@@ -672,3 +672,62 @@ fn a_full_table_says_how_much_is_needed_and_what_was_there_goes_on() {
     assert!(over.problems.iter().all(|problem| needed(problem) == 46 * 1_021), "{:?}", over.problems[0]);
     assert!(first.image().vips.keys().all(|key| over.image().vips.contains_key(key)), "what was there goes on");
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// Service by service or all at once: the same image, and writes that lead to it without a dangling moment.
+    #[test]
+    fn one_service_compiled_alone_is_as_if_all_had_been(
+        first in mistaken_services(),
+        changes in prop::collection::vec((mistaken_services(), 0..3_u64), 1..5),
+    ) {
+        let mut snapshot = snapshot(first);
+        let mut held = fresh(&snapshot);
+        let mut maps = Maps { image: MapImage::default(), slots: BTreeMap::new(), heads: BTreeMap::new() };
+        diff(&MapImage::default(), held.image()).writes.iter().for_each(|write| maps.apply(write));
+        for (drawn, seconds) in changes {
+            snapshot.now = snapshot.now.plus(Duration::from_secs(seconds));
+            for fresh in drawn {
+                let Some(service) = snapshot.routing.services.iter_mut().find(|one| one.name == fresh.name) else { continue };
+                service.instances = fresh.instances;
+                let whole = compile(&snapshot, &held.indices);
+                match recompile(&snapshot, &mut held, &fresh.name) {
+                    Some(delta) => {
+                        for write in &delta.writes {
+                            maps.apply(write);
+                            maps.check()?;
+                        }
+                        prop_assert_eq!(held.image(), whole.image());
+                        prop_assert_eq!(&held.services, &whole.services);
+                        let said = |compilation: &Compilation| {
+                            let mut said: Vec<String> = compilation.problems.iter().map(ToString::to_string).collect();
+                            said.sort();
+                            said
+                        };
+                        prop_assert_eq!(said(&held), said(&whole));
+                    }
+                    None => {
+                        diff(held.image(), whole.image()).writes.iter().for_each(|write| maps.apply(write));
+                        held = whole;
+                    }
+                }
+                prop_assert_eq!(&maps.loaded(), held.image());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_change_of_one_instance_is_written_and_nothing_else_is_looked_at() {
+    let mut snapshot = snapshot([web(), vec![service("zeta", 2, vec![instance("zeta", 2, 9)])]].concat());
+    let mut held = fresh(&snapshot);
+    snapshot.routing.services[0].instances[1].draining = true;
+    let delta = recompile(&snapshot, &mut held, "web").expect("one service is enough");
+    assert_eq!(delta.writes.len(), 3, "a flag, a slab, a head: {delta:?}");
+    assert!(recompile(&snapshot, &mut held, "web").expect("again").is_empty());
+    snapshot.routing.services[0].instances[2].vip_port = Some(81);
+    let before = held.clone();
+    assert_eq!(recompile(&snapshot, &mut held, "web"), None, "a new port may be another service's");
+    assert_eq!(held, before);
+}

@@ -6,11 +6,11 @@ use super::listener::Listener;
 use super::report::report;
 use super::{NetConfig, NetError, chain, ipam, local_ports, reserved_ports, trace};
 use crate::datapath::Place;
-use dataplane::{Compilation, Indices, MapImage, Snapshot, compile, diff};
+use dataplane::{Compilation, Indices, MapImage, RouteProblem, Snapshot, compile, diff, recompile};
 use dns::Zone;
 use ipnet::IpNet;
 use kernel::Datapath;
-use model::{AllocId, AllocatedPort, RoutingSnapshot, Timestamp};
+use model::{AllocId, AllocatedPort, Instance, RoutingSnapshot, Timestamp};
 use network::{Attachment, Mac, MeshLink, Network, NextHop, Uplink};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -100,7 +100,10 @@ struct Stack {
     zone: watch::Sender<Option<Arc<Zone>>>,
     _dns_extra: Option<Listener>,
     dns_mesh: Option<Listener>,
+    /// All has to be compiled.
     dirty: bool,
+    /// Services whose instances alone have changed.
+    changed: BTreeSet<String>,
     /// It was said already that the uplink is not usable.
     uplink_missing: bool,
     swept: Instant,
@@ -163,6 +166,7 @@ impl Stack {
             _dns_extra: dns_extra,
             dns_mesh: None,
             dirty: false,
+            changed: BTreeSet::new(),
             uplink_missing: false,
             swept: Instant::now(),
             looked: Instant::now(),
@@ -342,6 +346,10 @@ impl Stack {
         }
         let peers: Vec<IpAddr> =
             routing.nodes.iter().filter(|node| node.id != self.config.node_id).map(|node| node.address).collect();
+        match self.routing.as_ref().and_then(|held| changed_services(held, &routing)) {
+            Some(changed) => self.changed.extend(changed),
+            None => self.dirty = true,
+        }
         self.routing = Some(routing);
         self.take_mesh_address_or_say().await;
         self.publish_zone();
@@ -349,7 +357,6 @@ impl Stack {
         if let Err(error) = self.route_peers().await {
             tracing::error!(error = chain(&error), "the node itself does not reach every allocation");
         }
-        self.dirty = true;
         self.create_waiting().await;
         self.answer_after_publish(reply, ());
     }
@@ -566,8 +573,8 @@ impl Stack {
 
     /// Before the servers' first word the maps stay as an earlier agent left them.
     fn publish_if_dirty(&mut self) {
-        if self.dirty && self.routing.is_some() {
-            let outcome = self.publish();
+        if (self.dirty || !self.changed.is_empty()) && self.routing.is_some() {
+            let outcome = self.publish_changed().and_then(|enough| if enough { Ok(()) } else { self.publish() });
             self.dirty = outcome.is_err();
             self.settle(outcome);
         } else if !self.after_publish.is_empty() {
@@ -585,6 +592,38 @@ impl Stack {
         }
     }
 
+    /// Service by service, where that is enough: says whether it was.
+    fn publish_changed(&mut self) -> Result<bool, NetError> {
+        let changed = std::mem::take(&mut self.changed);
+        if self.dirty {
+            return Ok(false);
+        }
+        let Some(mut compilation) = self.compilation.take() else { return Ok(false) };
+        let Some(snapshot) = self.snapshot() else { return Ok(false) };
+        let known = compilation.problems.clone();
+        let outcome =
+            changed.iter().try_fold(true, |enough, name| match recompile(&snapshot, &mut compilation, name) {
+                Some(delta) => self.datapath.publish(&delta).map(|()| enough),
+                None => Ok(false),
+            });
+        self.routing = Some(snapshot.routing);
+        match outcome {
+            Ok(enough) => {
+                log_new_problems(&known, &compilation.problems);
+                self.compilation = Some(compilation);
+                Ok(enough)
+            }
+            Err(error) => {
+                // Some writes were made: go on from what is there now, or at least from what was to be.
+                match self.datapath.load_image() {
+                    Ok(image) => self.adopted = Indices::adopt(image, now()),
+                    Err(_) => self.compilation = Some(compilation),
+                }
+                Err(error.into())
+            }
+        }
+    }
+
     fn publish(&mut self) -> Result<(), NetError> {
         let Some(snapshot) = self.snapshot() else { return Ok(()) };
         let compilation = compile(&snapshot, self.indices());
@@ -598,7 +637,8 @@ impl Stack {
             return Err(error.into());
         }
         tracing::debug!(%generation, writes = delta.writes.len(), "published");
-        self.log_new_problems(&compilation);
+        let known = self.compilation.as_ref().map(|before| before.problems.as_slice()).unwrap_or_default();
+        log_new_problems(known, &compilation.problems);
         self.compilation = Some(compilation);
         self.adopted = Indices::default();
         Ok(())
@@ -611,13 +651,6 @@ impl Stack {
 
     fn image(&self) -> &MapImage {
         self.indices().image()
-    }
-
-    fn log_new_problems(&self, compilation: &Compilation) {
-        let known = self.compilation.as_ref().map(|before| before.problems.as_slice()).unwrap_or_default();
-        for problem in compilation.problems.iter().filter(|problem| !known.contains(problem)) {
-            tracing::warn!(%problem, "route skipped");
-        }
     }
 
     /// Takes the routing out, which is large; whoever asked puts it back.
@@ -665,6 +698,38 @@ impl Stack {
     fn answer_after_publish<T: 'static>(&mut self, reply: Reply<T>, value: T) {
         self.after_publish.push(Box::new(move |outcome| answer(reply, outcome.map(|()| value))));
     }
+}
+
+fn log_new_problems(known: &[RouteProblem], problems: &[RouteProblem]) {
+    for problem in problems.iter().filter(|problem| !known.contains(problem)) {
+        tracing::warn!(%problem, "route skipped");
+    }
+}
+
+/// The services whose instances differ; none when more does. Texts are not compared: a registration that has others has a
+/// newer index, too.
+fn changed_services(held: &RoutingSnapshot, new: &RoutingSnapshot) -> Option<Vec<String>> {
+    if held.nodes != new.nodes || held.services.len() != new.services.len() {
+        return None;
+    }
+    let mut changed = Vec::new();
+    for (old, new) in held.services.iter().zip(&new.services) {
+        if old.name != new.name || old.vip != new.vip {
+            return None;
+        }
+        let same = |(a, b): (&Instance, &Instance)| marks(a) == marks(b);
+        if old.instances.len() != new.instances.len() || !old.instances.iter().zip(&new.instances).all(same) {
+            changed.push(new.name.clone());
+        }
+    }
+    Some(changed)
+}
+
+fn marks(instance: &Instance) -> impl PartialEq {
+    let Instance { modified_at_index, alloc_id, node_id, address, port, vip_port, network, .. } = *instance;
+    let Instance { weight, health, draining, steering, .. } = *instance;
+    let place = (modified_at_index, alloc_id, node_id, address, port, vip_port, network);
+    (place, weight, health, draining, steering)
 }
 
 /// Nobody may be waiting any more; the work is done all the same.
