@@ -103,9 +103,7 @@ fn growth_with_nodes(report: &mut Report) {
     for count in [500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000] {
         let nodes = nodes(count);
         let state = ClusterState::of(Index(1), &nodes, &live(&nodes, "db", count * 2, 100));
-        let mut times: Vec<Duration> =
-            (0..200).map(|run| timed(|| plan_with(&state, &service("web", 10), &[], run)).1).collect();
-        times.sort();
+        let times = times(&state);
         let micros = times[100].as_secs_f64() * 1e6;
         points.push((count as f64, micros));
         report.row(&format!("{count} nodes"), micros, None, "us");
@@ -119,9 +117,7 @@ fn growth_with_allocs(report: &mut Report, counts: &[usize]) {
     let mut points = Vec::new();
     for count in counts {
         let (state, took) = timed(|| ClusterState::of(Index(1), &nodes, &live(&nodes, "fill", *count, 100)));
-        let mut times: Vec<Duration> =
-            (0..200).map(|run| timed(|| plan_with(&state, &service("web", 10), &[], run)).1).collect();
-        times.sort();
+        let times = times(&state);
         let (median, p99) = (times[100].as_secs_f64() * 1e6, times[197].as_secs_f64() * 1e6);
         points.push((*count as f64, median));
         let bar = (*count == 1_000_000).then_some(5_000.0);
@@ -219,7 +215,7 @@ fn node(number: usize) -> Node {
         meta: BTreeMap::from([
             text("zone", format!("z{}", number % 3)),
             text("rack", format!("r{}", number % 500)),
-            text("disk", if number % 2 == 0 { "ssd" } else { "hdd" }.to_owned()),
+            text("disk", if number.is_multiple_of(2) { "ssd" } else { "hdd" }.to_owned()),
         ]),
         resources: NodeResources { cpu_mhz: 4 * 2_400, memory_mb: 32 * 1024, disk_mb: 1_000_000 },
         drivers: BTreeMap::from([("exec".to_owned(), healthy)]),

@@ -2,6 +2,8 @@
 //! (`disconnect`).
 
 use crate::ClusterState;
+use crate::reconcile::Planner;
+use crate::score::{self, Affinities, Score};
 use model::{Allocation, NodeStatus, Reconcile, TaskGroup, Timestamp};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,11 +30,11 @@ pub(crate) fn contact(alloc: &Allocation, state: &ClusterState, now: Timestamp) 
     }
 }
 
-pub(crate) const RETURNED: &str = "the node of another allocation in its slot is back";
+const RETURNED: &str = "the node of another allocation in its slot is back";
 
 /// Of an allocation and the one that took its place while its node was away, the one that goes. `better` says whether the
 /// first suits its node better than the second.
-pub(crate) fn goes<'a>(
+fn goes<'a>(
     group: &TaskGroup,
     original: &'a Allocation,
     replacement: &'a Allocation,
@@ -53,5 +55,49 @@ fn running_since(alloc: &Allocation) -> Timestamp {
     match alloc.is_healthy() {
         true => started.filter(|at| *at != Timestamp::NEVER).unwrap_or(alloc.created_at),
         false => Timestamp(u64::MAX),
+    }
+}
+
+impl<'a> Planner<'_, 'a> {
+    /// While a node is away its slots are filled elsewhere, if the group wants that.
+    pub(crate) fn is_replaced_meanwhile(&mut self, alloc: &Allocation) -> bool {
+        let Contact::Away { replace, until } = contact(alloc, self.fleet.state, self.now) else { return false };
+        until.into_iter().for_each(|time| self.look_again_at(time));
+        if replace {
+            self.fleet.release_slot(alloc);
+        }
+        replace
+    }
+
+    /// Where a node that was away is back, one of the two in a slot goes.
+    pub(crate) fn reconcile_returned(&mut self, group: &'a TaskGroup, of_group: &mut Vec<&'a Allocation>) {
+        if group.disconnect.lost_after.is_zero() {
+            return;
+        }
+        let reached = |alloc: &&Allocation| contact(alloc, self.fleet.state, self.now) == Contact::Reached;
+        let present: Vec<&'a Allocation> = of_group.iter().copied().filter(reached).collect();
+        for replacement in &present {
+            let original = present.iter().find(|other| {
+                Some(other.id) == replacement.previous
+                    && other.slot == replacement.slot
+                    && other.job.version == replacement.job.version
+            });
+            let Some(original) = original else { continue };
+            let better = |a: &Allocation, b: &Allocation| self.suits(group, a) > self.suits(group, b);
+            let leaves = goes(group, original, replacement, better);
+            self.stop(leaves, RETURNED);
+            of_group.retain(|alloc| alloc.id != leaves.id);
+        }
+    }
+
+    /// How well an allocation suits the node that it is on.
+    fn suits(&self, group: &'a TaskGroup, alloc: &Allocation) -> f64 {
+        let Some(room) = self.fleet.room(alloc.node_id) else { return f64::MIN };
+        let affinities = Affinities::of(self.spec, group);
+        let affinity = affinities.score(room.node(), &|job| room.of_any_job(job));
+        let room = score::room(self.settings.algorithm, room.used(), room.node().resources);
+        let score = Score::NONE.with(room);
+        let score = if affinity == 0.0 { score } else { score.with(affinity) };
+        if alloc.is_healthy() { score.mean() } else { score.with(score::FAILED_HERE).mean() }
     }
 }

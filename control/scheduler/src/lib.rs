@@ -11,6 +11,7 @@
 
 mod balance;
 mod change;
+mod clear;
 mod constraint;
 mod contact;
 mod depends;

@@ -4,22 +4,22 @@
 //! that failed leaves its slot empty for a while; one on a node that drains is moved in [`crate::migrate`].
 
 use crate::change::{GroupChange, group_change};
-use crate::contact::{Contact, RETURNED, contact, goes};
+use crate::clear::Expected;
+use crate::contact::{Contact, contact};
 use crate::feasible::Feasibility;
 use crate::fleet::Fleet;
 use crate::place::{Request, Spot};
-use crate::preempt::{self, Victims};
+use crate::preempt::Victims;
 use crate::random::Random;
 use crate::rollout::Tally;
-use crate::score::{self, Affinities, Score};
 use crate::slots::{EmptySlot, History, Refill, Slot, newest_by, refill};
 use crate::stage::{Rollout, Stage, deployment_of};
 use crate::{ClusterView, Settings, depends};
 use model::{
-    AllocDeployment, AllocId, Allocation, ClientStatus, DeploymentId, DesiredStatus, Job, JobKind, JobRecord, NodeId,
+    AllocDeployment, AllocId, Allocation, ClientStatus, DeploymentId, DesiredStatus, Job, JobKind, JobRecord,
     PlacementFailure, Plan, PlannedStop, TaskGroup, Timestamp, UpdateOrder,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub(crate) const REPLACED: &str = "a newer version of the job replaces it";
@@ -51,18 +51,12 @@ pub(crate) struct Planner<'p, 'a> {
     pub(crate) unmet: &'a [String],
     pub(crate) moving: &'a [AllocId],
     /// The cluster when all that is about to end has ended; made when a place has to be cleared.
-    expected: Option<Expected<'a>>,
-    victims: Victims,
+    pub(crate) expected: Option<Expected<'a>>,
+    pub(crate) victims: Victims,
     /// Working allocations that this plan takes away to move them.
     pub(crate) disrupted: u32,
     pub(crate) now: Timestamp,
-    seed: u64,
-}
-
-/// What a group would find once everything that is to stop has stopped.
-struct Expected<'a> {
-    fleet: Fleet<'a>,
-    request: Request<'a>,
+    pub(crate) seed: u64,
 }
 
 /// A group's slots, from 0 to count - 1.
@@ -191,48 +185,6 @@ impl<'a> Planner<'_, 'a> {
         }
         slots.iter().filter_map(|slot| slot.current).for_each(|alloc| self.adopt(alloc));
         Held { slots }
-    }
-
-    /// While a node is away its slots are filled elsewhere, if the group wants that.
-    fn is_replaced_meanwhile(&mut self, alloc: &Allocation) -> bool {
-        let Contact::Away { replace, until } = contact(alloc, self.fleet.state, self.now) else { return false };
-        until.into_iter().for_each(|time| self.look_again_at(time));
-        if replace {
-            self.fleet.release_slot(alloc);
-        }
-        replace
-    }
-
-    /// Where a node that was away is back, one of the two in a slot goes.
-    fn reconcile_returned(&mut self, group: &'a TaskGroup, of_group: &mut Vec<&'a Allocation>) {
-        if group.disconnect.lost_after.is_zero() {
-            return;
-        }
-        let reached = |alloc: &&Allocation| contact(alloc, self.fleet.state, self.now) == Contact::Reached;
-        let present: Vec<&'a Allocation> = of_group.iter().copied().filter(reached).collect();
-        for replacement in &present {
-            let original = present.iter().find(|other| {
-                Some(other.id) == replacement.previous
-                    && other.slot == replacement.slot
-                    && other.job.version == replacement.job.version
-            });
-            let Some(original) = original else { continue };
-            let better = |a: &Allocation, b: &Allocation| self.suits(group, a) > self.suits(group, b);
-            let leaves = goes(group, original, replacement, better);
-            self.stop(leaves, RETURNED);
-            of_group.retain(|alloc| alloc.id != leaves.id);
-        }
-    }
-
-    /// How well an allocation suits the node that it is on.
-    fn suits(&self, group: &'a TaskGroup, alloc: &Allocation) -> f64 {
-        let Some(room) = self.fleet.room(alloc.node_id) else { return f64::MIN };
-        let affinities = Affinities::of(self.spec, group);
-        let affinity = affinities.score(room.node(), &|job| room.of_any_job(job));
-        let room = score::room(self.settings.algorithm, room.used(), room.node().resources);
-        let score = Score::NONE.with(room);
-        let score = if affinity == 0.0 { score } else { score.with(affinity) };
-        if alloc.is_healthy() { score.mean() } else { score.with(score::FAILED_HERE).mean() }
     }
 
     /// How an allocation gets to the newest version; `None` when it is of it.
@@ -490,50 +442,7 @@ impl<'a> Planner<'_, 'a> {
         }
     }
 
-    /// Sends away what matters less, if the kind of job may and it helps; what is about to end anyway is waited for.
-    pub(crate) fn make_room(&mut self, group: &'a TaskGroup, empty: &EmptySlot<'_>, only: Option<NodeId>) {
-        if !self.settings.preemption.is_allowed(self.job.kind) || self.job.priority <= preempt::GAP {
-            return;
-        }
-        let mut expected = match self.expected.take().filter(|expected| expected.request.group.name == group.name) {
-            Some(expected) => expected,
-            None => self.expectation(group),
-        };
-        let mut random = self.random(group, u64::from(empty.slot));
-        let found = match only {
-            Some(node) => expected.request.find_on(&expected.fleet, node, &mut random),
-            None => expected.request.find(&expected.fleet, empty.avoid, &mut random),
-        };
-        let spot = found.ok().or_else(|| {
-            let choice = preempt::choose(&mut expected.fleet, &expected.request, only, &self.victims)?;
-            for victim in &choice.victims {
-                expected.fleet.give_up(victim);
-                self.victims.add(victim);
-                let reason = format!("preempted by {}.{}[{}]", self.job.id, group.name, empty.slot);
-                self.plan.stops.push(stopped(victim, &reason));
-            }
-            expected.request.find_on(&expected.fleet, choice.node, &mut random).ok()
-        });
-        if let Some(spot) = spot {
-            let job = self.job.clone();
-            expected.fleet.add(&self.allocation(random.alloc_id(), group, empty, &job, spot));
-        }
-        self.expected = Some(expected);
-    }
-
-    fn expectation(&self, group: &'a TaskGroup) -> Expected<'a> {
-        let mut fleet = self.fleet.clone();
-        let stops: BTreeSet<AllocId> = self.plan.stops.iter().map(|stop| stop.alloc_id).collect();
-        for alloc in self.fleet.state.states().flat_map(|state| &state.held.allocs) {
-            if alloc.desired == DesiredStatus::Stop || stops.contains(&alloc.id) {
-                fleet.give_up(alloc);
-            }
-        }
-        let request = Request::new(&fleet, self.spec, group, self.settings.algorithm, self.seed);
-        Expected { fleet, request }
-    }
-
-    fn allocation(
+    pub(crate) fn allocation(
         &self,
         id: AllocId,
         group: &TaskGroup,
