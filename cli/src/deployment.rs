@@ -7,6 +7,10 @@ use anyhow::{Result, bail};
 use clap::Subcommand;
 use serde_json::{Value, json};
 use std::process::ExitCode;
+use std::time::Duration;
+
+/// Between two looks at a deployment that is followed.
+const POLL: Duration = Duration::from_millis(500);
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -68,6 +72,24 @@ pub fn list_of_job(endpoint: &Endpoint, id: &str, json: bool) -> Result<()> {
 /// The evaluation that follows. No group means all of them.
 pub fn promote(endpoint: &Endpoint, id: &str, groups: &[String]) -> Result<String> {
     change(endpoint, "promote", id, &json!({ "All": groups.is_empty(), "Groups": groups }))
+}
+
+/// Prints how far the deployment has got until it has ended; whether it succeeded.
+pub fn follow(endpoint: &Endpoint, id: &str) -> Result<bool> {
+    println!("==> {}: Monitoring deployment \"{}\"", crate::job::stamp(), short(id));
+    let mut shown = String::new();
+    loop {
+        let deployment: Value = endpoint.get(&format!("/v1/deployment/{}", part(id)))?;
+        let table = described(&deployment);
+        if table != shown {
+            println!("\n{}", table.lines().map(|line| format!("    {line}\n")).collect::<String>());
+            shown = table;
+        }
+        match deployment["Status"].as_str() {
+            Some("running" | "paused" | "pending") => std::thread::sleep(POLL),
+            status => return Ok(status == Some("successful")),
+        }
+    }
 }
 
 fn pause(endpoint: &Endpoint, id: &str, pause: bool) -> Result<()> {

@@ -1,19 +1,19 @@
 //! `meshctl job`: register a job file, follow its evaluation, show and stop jobs.
 
 use crate::client::{Endpoint, part};
+use crate::job_file::JobFile;
 use crate::json::{entries, list, now, number, print_pretty, text};
 use crate::table::{ago, block, columns, row, short, time};
 use crate::{deployment, plan};
 use anyhow::{Context, Result, bail};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use clap::Subcommand;
 use serde_json::{Value, json};
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
-
-/// Job files larger than this are refused before they are read whole.
-const FILE_MAX: u64 = 1 << 20;
 
 /// `job run`: accepted, but something could not be placed.
 const EXIT_UNPLACED: u8 = 2;
@@ -33,19 +33,22 @@ pub enum Command {
         /// Register only if the job's modify index is still this one, as `job plan` shows it; 0 for a new job
         #[arg(long, value_name = "INDEX")]
         check_index: Option<u64>,
-        /// A job file in HCL, or `-` for standard input
-        file: PathBuf,
+        #[command(flatten)]
+        file: JobFile,
     },
     /// Show what `job run` would change; exit code 0 for nothing, 1 for something, 255 for an error
     Plan {
         /// Leave out what differs from the registered job
         #[arg(long)]
         no_diff: bool,
-        /// A job file in HCL, or `-` for standard input
-        file: PathBuf,
+        #[command(flatten)]
+        file: JobFile,
     },
     /// Check a job file without registering it
-    Validate { file: PathBuf },
+    Validate {
+        #[command(flatten)]
+        file: JobFile,
+    },
     /// List jobs, or show one
     Status {
         #[arg(long)]
@@ -99,10 +102,52 @@ pub enum Command {
         detach: bool,
         id: String,
     },
+    /// Make a job from a parameterized one
+    Dispatch {
+        /// `key=value` for the new job's meta; may be repeated
+        #[arg(long)]
+        meta: Vec<String>,
+        /// Repeated with the same token, it makes no second job
+        #[arg(long, default_value = "")]
+        idempotency_token: String,
+        /// Stands in the new job's id
+        #[arg(long, default_value = "")]
+        id_prefix_template: String,
+        #[arg(long)]
+        detach: bool,
+        id: String,
+        /// A file with the payload, at most 16 KiB, or `-` for standard input
+        payload: Option<PathBuf>,
+    },
+    /// Launch a periodic job now
+    #[command(subcommand)]
+    Periodic(Periodic),
+    /// Look at a job again
+    Eval {
+        #[arg(long)]
+        detach: bool,
+        id: String,
+    },
+    /// Replace all of a job's allocations by new ones of the same specification, as its update policy says
+    Restart {
+        #[arg(long)]
+        detach: bool,
+        id: String,
+    },
     /// List a job's deployments
     Deployments {
         #[arg(long)]
         json: bool,
+        id: String,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum Periodic {
+    /// Launch the job at this moment, whatever its calendar says
+    Force {
+        #[arg(long)]
+        detach: bool,
         id: String,
     },
 }
@@ -116,6 +161,13 @@ pub fn run(endpoint: &Endpoint, command: Command) -> Result<ExitCode> {
         Command::Revert { detach, id, version } => revert(endpoint, &id, version, detach),
         Command::History { patch, json, id } => done(plan::history(endpoint, &id, patch, json)),
         Command::Promote { group, detach, id } => promote(endpoint, &id, &group, detach),
+        Command::Dispatch { meta, idempotency_token, id_prefix_template, detach, id, payload } => {
+            let request = dispatch_request(&meta, &id_prefix_template, payload.as_deref())?;
+            dispatch(endpoint, &id, &request, &idempotency_token, detach)
+        }
+        Command::Periodic(Periodic::Force { detach, id }) => ask(endpoint, &id, "/periodic/force", detach),
+        Command::Eval { detach, id } => ask(endpoint, &id, "/evaluate", detach),
+        Command::Restart { detach, id } => restart(endpoint, &id, detach),
         Command::Deployments { json, id } => done(deployment::list_of_job(endpoint, &id, json)),
         Command::Validate { file } => done(validate(&file)),
         Command::Status { json, id: Some(id) } => done(show(endpoint, &id, json)),
@@ -126,30 +178,14 @@ pub fn run(endpoint: &Endpoint, command: Command) -> Result<ExitCode> {
     }
 }
 
-pub(crate) fn parse(file: &std::path::Path) -> Result<model::Job> {
-    let (name, reader): (String, Box<dyn Read>) = match file.to_str() {
-        Some("-") => ("<stdin>".to_owned(), Box::new(std::io::stdin())),
-        _ => {
-            let opened = std::fs::File::open(file).with_context(|| format!("could not open {}", file.display()))?;
-            (file.display().to_string(), Box::new(opened))
-        }
-    };
-    let mut source = String::new();
-    reader.take(FILE_MAX + 1).read_to_string(&mut source).with_context(|| format!("{name} is not UTF-8 text"))?;
-    if source.len() as u64 > FILE_MAX {
-        bail!("{name} is larger than 1 MiB, which no job file may be");
-    }
-    jobspec::parse_hcl(&name, &source).map_err(|refusal| anyhow::anyhow!("the job file is refused:\n{refusal}"))
-}
-
 fn register(
     endpoint: &Endpoint,
-    file: &std::path::Path,
+    file: &JobFile,
     detach: bool,
     output: bool,
     check_index: Option<u64>,
 ) -> Result<ExitCode> {
-    let job = wire::nomad::Job::from(&parse(file)?);
+    let job = wire::nomad::Job::from(&file.read()?);
     if output {
         print_pretty(&json!({ "Job": job }));
         return Ok(ExitCode::SUCCESS);
@@ -157,7 +193,64 @@ fn register(
     let (enforce, index) = (check_index.is_some(), check_index.unwrap_or(0));
     let request = json!({ "Job": job, "EnforceIndex": enforce, "JobModifyIndex": index });
     let answer: Value = endpoint.put("/v1/jobs", &request)?;
+    match text(&answer, "EvalID").as_str() {
+        "" => {
+            println!("Job registration successful: jobs are made from it when its time comes or it is dispatched");
+            Ok(ExitCode::SUCCESS)
+        }
+        eval => follow_to_the_end(endpoint, eval, detach),
+    }
+}
+
+/// Asks something of a job that makes an evaluation.
+fn ask(endpoint: &Endpoint, id: &str, what: &str, detach: bool) -> Result<ExitCode> {
+    let answer: Value = endpoint.put(&format!("/v1/job/{}{what}", part(id)), &json!({ "JobID": id }))?;
     follow(endpoint, &text(&answer, "EvalID"), detach)
+}
+
+fn restart(endpoint: &Endpoint, id: &str, detach: bool) -> Result<ExitCode> {
+    let answer: Value = endpoint.put(&format!("/v1/mesh/job/{}/restart", part(id)), &json!({}))?;
+    follow_to_the_end(endpoint, &text(&answer, "EvalID"), detach)
+}
+
+fn dispatch_request(meta: &[String], id_prefix: &str, payload: Option<&std::path::Path>) -> Result<Value> {
+    let pair = |text: &String| match text.split_once('=') {
+        Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
+        None => Err(anyhow::anyhow!("--meta {text}: write it as key=value")),
+    };
+    let meta: std::collections::BTreeMap<String, String> = meta.iter().map(pair).collect::<Result<_>>()?;
+    let payload = BASE64_STANDARD.encode(payload.map(read_payload).transpose()?.unwrap_or_default());
+    Ok(json!({ "Payload": payload, "Meta": meta, "IdPrefixTemplate": id_prefix }))
+}
+
+fn read_payload(file: &std::path::Path) -> Result<Vec<u8>> {
+    let most = model::rules::PAYLOAD_BYTES_MAX;
+    let reader: Box<dyn Read> = match file.to_str() {
+        Some("-") => Box::new(std::io::stdin()),
+        _ => Box::new(std::fs::File::open(file).with_context(|| format!("could not open {}", file.display()))?),
+    };
+    let mut payload = Vec::new();
+    reader.take(most as u64 + 1).read_to_end(&mut payload).context("could not read the payload")?;
+    if payload.len() > most {
+        bail!("the payload is larger than {most} bytes; hand over where to find it instead");
+    }
+    Ok(payload)
+}
+
+fn dispatch(endpoint: &Endpoint, id: &str, request: &Value, token: &str, detach: bool) -> Result<ExitCode> {
+    let path = format!("/v1/job/{}/dispatch?idempotency_token={}", part(id), part(token));
+    let answer: Value = endpoint.put(&path, request)?;
+    let eval = text(&answer, "EvalID");
+    println!(
+        "{}\n",
+        block(&[("Dispatched Job ID", text(&answer, "DispatchedJobID")), ("Evaluation ID", short(&eval))])
+    );
+    match eval.is_empty() {
+        // The token had made it before.
+        true => Ok(ExitCode::SUCCESS),
+        false if detach => Ok(ExitCode::SUCCESS),
+        false => follow(endpoint, &eval, false),
+    }
 }
 
 fn scale(endpoint: &Endpoint, id: &str, group_and_count: &[String], detach: bool) -> Result<ExitCode> {
@@ -188,8 +281,8 @@ fn promote(endpoint: &Endpoint, id: &str, groups: &[String], detach: bool) -> Re
     follow(endpoint, &eval, detach)
 }
 
-fn validate(file: &std::path::Path) -> Result<()> {
-    parse(file)?;
+fn validate(file: &JobFile) -> Result<()> {
+    file.read()?;
     println!("Job validation successful");
     Ok(())
 }
@@ -197,6 +290,25 @@ fn validate(file: &std::path::Path) -> Result<()> {
 fn stop(endpoint: &Endpoint, id: &str, purge: bool, detach: bool) -> Result<ExitCode> {
     let answer: Value = endpoint.delete(&format!("/v1/job/{}?purge={purge}", part(id)))?;
     follow(endpoint, &text(&answer, "EvalID"), detach)
+}
+
+/// Prints what becomes of an evaluation, and then of the deployment that it began or went on with.
+fn follow_to_the_end(endpoint: &Endpoint, eval_id: &str, detach: bool) -> Result<ExitCode> {
+    let code = follow(endpoint, eval_id, detach)?;
+    if detach || code == ExitCode::FAILURE {
+        return Ok(code);
+    }
+    let eval: Value = endpoint.get(&format!("/v1/evaluation/{eval_id}"))?;
+    let id = text(&eval, "JobID");
+    let job: Value = endpoint.get(&format!("/v1/job/{}", part(&id)))?;
+    let latest: Value = endpoint.get(&format!("/v1/job/{}/deployment", part(&id)))?;
+    if latest.is_null() || latest["JobVersion"] != job["Version"] {
+        return Ok(code);
+    }
+    match deployment::follow(endpoint, &text(&latest, "ID"))? {
+        true => Ok(code),
+        false => Ok(ExitCode::FAILURE),
+    }
 }
 
 /// Prints what becomes of an evaluation until it has ended.
@@ -266,7 +378,7 @@ pub fn failures(failed: &Value) -> String {
     lines.join("\n")
 }
 
-fn stamp() -> String {
+pub(crate) fn stamp() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
@@ -310,6 +422,10 @@ fn show(endpoint: &Endpoint, id: &str, json: bool) -> Result<()> {
         ])
     );
     let summary: Value = endpoint.get(&format!("/v1/job/{}/summary", part(id)))?;
+    if !job["Periodic"].is_null() || !job["ParameterizedJob"].is_null() {
+        println!("Children Job Summary\n{}", children_table(&summary["Children"]));
+        return Ok(());
+    }
     println!("Summary\n{}\n", summary_table(&summary));
     let evals: Value = endpoint.get(&format!("/v1/job/{}/evaluations", part(id)))?;
     if let Some(blocked) = list(&evals).iter().find(|eval| eval["Status"] == "blocked") {
@@ -330,6 +446,11 @@ fn summary_table(summary: &Value) -> String {
         rows.push([vec![group.clone()], counts.map(|field| number(count, field).to_string()).to_vec()].concat());
     }
     columns(&rows)
+}
+
+fn children_table(children: &Value) -> String {
+    let counts = ["Pending", "Running", "Dead"];
+    columns(&[row(counts), counts.map(|field| number(children, field).to_string()).to_vec()])
 }
 
 fn allocs(endpoint: &Endpoint, id: &str) -> Result<()> {

@@ -7,6 +7,7 @@ mod deployment;
 mod dev;
 mod eval;
 mod job;
+mod job_file;
 mod json;
 mod node;
 mod operator;
@@ -66,6 +67,9 @@ enum Command {
     /// Ask the servers about themselves
     #[command(subcommand)]
     Operator(operator::Command),
+    /// Forget what has ended
+    #[command(subcommand)]
+    System(operator::SystemCommand),
     /// Run a server, or list the servers
     #[command(subcommand)]
     Server(serve::ServerCommand),
@@ -113,6 +117,7 @@ fn run(options: Options) -> Result<ExitCode> {
         Command::Var(command) => done(store::var(&endpoint, command)),
         Command::Token(command) => done(operator::run_token(&endpoint, &command)),
         Command::Operator(command) => done(operator::run(&endpoint, command)),
+        Command::System(command) => done(operator::run_system(&endpoint, &command)),
         Command::Server(command) => done(serve::server(&endpoint, command)),
         Command::Agent(command) => done(serve::agent(command)),
         Command::Dev(options) => done(dev::run(&options)),

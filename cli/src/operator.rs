@@ -107,6 +107,12 @@ impl Peer {
 }
 
 #[derive(Subcommand)]
+pub enum SystemCommand {
+    /// Forget jobs, evaluations, allocations, deployments and nodes that have ended, without waiting for their time
+    Gc,
+}
+
+#[derive(Subcommand)]
 pub enum TokenCommand {
     /// Make a join token and print it; it is shown only once
     Create {
@@ -286,6 +292,12 @@ pub fn members(endpoint: &Endpoint) -> Result<()> {
         rows.push([vec![name, address, port, status, leads.to_string()], tags.to_vec()].concat());
     }
     println!("{}", columns(&rows));
+    Ok(())
+}
+
+pub fn run_system(endpoint: &Endpoint, command: &SystemCommand) -> Result<()> {
+    let SystemCommand::Gc = command;
+    let _: Value = endpoint.put("/v1/system/gc", &json!({}))?;
     Ok(())
 }
 

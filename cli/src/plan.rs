@@ -1,18 +1,18 @@
 //! `meshctl job plan` and `job history -p`: what differs between two versions of a job, and what the scheduler would do.
 
 use crate::client::{Endpoint, part};
-use crate::job::{failures, parse};
+use crate::job::failures;
+use crate::job_file::JobFile;
 use crate::json::{entries, list, number, print_pretty, text};
 use crate::table::{block, time};
 use anyhow::Result;
 use serde_json::{Value, json};
-use std::path::Path;
 use std::process::ExitCode;
 
 const EXIT_CHANGES: u8 = 1;
 const EXIT_ERROR: u8 = 255;
 
-pub fn run(endpoint: &Endpoint, file: &Path, with_diff: bool) -> ExitCode {
+pub fn run(endpoint: &Endpoint, file: &JobFile, with_diff: bool) -> ExitCode {
     match plan(endpoint, file, with_diff) {
         Ok(false) => ExitCode::SUCCESS,
         Ok(true) => ExitCode::from(EXIT_CHANGES),
@@ -24,8 +24,8 @@ pub fn run(endpoint: &Endpoint, file: &Path, with_diff: bool) -> ExitCode {
 }
 
 /// Whether anything would change.
-fn plan(endpoint: &Endpoint, file: &Path, with_diff: bool) -> Result<bool> {
-    let job = parse(file)?;
+fn plan(endpoint: &Endpoint, file: &JobFile, with_diff: bool) -> Result<bool> {
+    let job = file.read()?;
     let request = json!({ "Job": wire::nomad::Job::from(&job), "Diff": with_diff });
     let answer: Value = endpoint.put(&format!("/v1/job/{}/plan", part(&job.id.0)), &request)?;
     if with_diff {
@@ -35,7 +35,7 @@ fn plan(endpoint: &Endpoint, file: &Path, with_diff: bool) -> Result<bool> {
     let index = number(&answer, "JobModifyIndex");
     println!("Job Modify Index: {index}");
     println!("To submit the job with version verification run:\n");
-    println!("meshctl job run -check-index {index} {}\n", file.display());
+    println!("meshctl job run -check-index {index} {}\n", file.arguments());
     println!(
         "When running the job with the check-index flag, the job will only be run if the\n\
          job modify index given matches the server-side version. If the index has\n\

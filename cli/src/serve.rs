@@ -59,6 +59,17 @@ pub enum ServerCommand {
         #[command(flatten)]
         options: ServerOptions,
     },
+    /// After the loss of most servers for ever: make this stopped one the only server, with all that it knew
+    Recover {
+        #[arg(long, default_value = "/var/lib/meshctl/server")]
+        data_dir: PathBuf,
+        /// The server's name [default: the host name]
+        #[arg(long)]
+        name: Option<String>,
+        /// None of the others will ever run again: two servers recovered apart are two clusters
+        #[arg(long, required = true)]
+        the_others_are_lost: bool,
+    },
     /// List the servers
     Members,
 }
@@ -118,6 +129,12 @@ impl ServerOptions {
 pub fn server(endpoint: &Endpoint, command: ServerCommand) -> Result<()> {
     let config = match command {
         ServerCommand::Members => return operator::members(endpoint),
+        ServerCommand::Recover { data_dir, name, .. } => {
+            let removed = server::recover(&data_dir, &name.map_or_else(hostname, Ok)?)?;
+            println!("This server is the only one now; {} others belong no more.", removed.len());
+            println!("Start it with `meshctl server run`, then let new servers join with fresh tokens.");
+            return Ok(());
+        }
         ServerCommand::Init { options, alloc_range, vip_range } => {
             options.config(Mode::Init { alloc_range, vip_range })?
         }

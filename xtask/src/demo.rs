@@ -19,7 +19,7 @@ const SECOND_NAME: &str = "hello";
 const INSTANCES: usize = 6;
 const CURLS: usize = 1000;
 const CLIENT: &str = "10.78.0.2";
-const TIME_LIMIT: Duration = Duration::from_secs(60);
+const TIME_LIMIT: Duration = Duration::from_secs(100);
 /// A dead instance is to be out of every map by then.
 const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 /// A container start is half a second here; the rest is slack for a busy machine.
@@ -85,6 +85,12 @@ impl Demo {
             std::thread::sleep(Duration::from_secs(3));
             flawless(load.take())
         })?;
+        step("a rolling update, three at a time", || self.roll_out(&load, "rolling", "max_parallel = 3"))?;
+        step("an update that starts the new before it stops the old", || {
+            self.roll_out(&load, "start-first", "max_parallel = 6\n      order = \"start-first\"")
+        })?;
+        step("a canary, and its promotion", || self.canary(&load))?;
+        step("a batch job runs once to its end", || self.batch())?;
         step("kill -9 one web server", || self.kill_web_server(&load))?;
         step("kill -9 an agent for five seconds", || self.kill_agent(&load))?;
         step("kill -9 the Raft leader", || self.kill_leader(&load))?;
@@ -241,6 +247,103 @@ impl Demo {
         let tally = load.take();
         ensure!(tally.longest_gap < Duration::from_secs(1), "nothing was answered for {:?}", tally.longest_gap);
         Ok(format!("left the maps after {left:.1?}, back after {back:.1?}\n{}", describe(&tally)))
+    }
+
+    /// Registers the demo job with another environment and this update policy, and follows its deployment to the end.
+    fn roll_out(&self, load: &Load, name: &str, policy: &str) -> Result<String> {
+        load.take();
+        let began = Instant::now();
+        let followed = self.cluster.meshctl(&["job", "run", &self.version(name, policy)?])?;
+        ensure!(followed.contains("successful"), "the deployment was not followed to its end:\n{followed}");
+        self.settled(load, began)
+    }
+
+    fn canary(&self, load: &Load) -> Result<String> {
+        load.take();
+        let began = Instant::now();
+        let file = self.version("canary", "max_parallel = 6\n      order = \"start-first\"\n      canary = 1")?;
+        self.cluster.meshctl(&["job", "run", "-detach", &file])?;
+        wait_for("a healthy canary", PATIENCE, || {
+            let latest = self.api(&format!("/v1/job/{JOB_NAME}/deployment"))?;
+            let web = &latest["TaskGroups"]["web"];
+            let waits = web["DesiredCanaries"] == 1 && web["Promoted"] == false && latest["Status"] == "running";
+            Ok((waits && web["HealthyAllocs"].as_u64() >= Some(1)).then_some(()))
+        })?;
+        ensure!(self.of_newest_version()? == 1, "only the canary is to be of the new version before its promotion");
+        self.cluster.meshctl(&["job", "promote", JOB_NAME])?;
+        wait_for("the promoted version to take over", PATIENCE, || {
+            let latest = self.api(&format!("/v1/job/{JOB_NAME}/deployment"))?;
+            Ok((latest["Status"] == "successful").then_some(()))
+        })?;
+        self.settled(load, began)
+    }
+
+    /// All of the newest version, and not one request failed on the way.
+    fn settled(&self, load: &Load, began: Instant) -> Result<String> {
+        wait_for("all instances to be of the new version", PATIENCE, || {
+            let settled = self.running()?.len() == INSTANCES && self.of_newest_version()? == INSTANCES;
+            Ok((settled && self.active_backends(0)? == INSTANCES).then_some(()))
+        })?;
+        let took = began.elapsed();
+        flawless(load.take()).map(|said| format!("done after {took:.1?}\n{said}"))
+    }
+
+    fn of_newest_version(&self) -> Result<usize> {
+        let version = self.api(&format!("/v1/job/{JOB_NAME}"))?["Version"].clone();
+        let stubs = self.api(&format!("/v1/job/{JOB_NAME}/allocations"))?;
+        let stubs = stubs.as_array().context("allocations are not a list")?;
+        let newest = |stub: &&Value| {
+            stub["JobVersion"] == version && stub["ClientStatus"] == "running" && stub["DesiredStatus"] == "run"
+        };
+        Ok(stubs.iter().filter(newest).count())
+    }
+
+    fn version(&self, name: &str, policy: &str) -> Result<String> {
+        let text = std::fs::read_to_string(artifacts::repository_file(JOB))?;
+        let update = format!(
+            "count = var.instances\n\n    update {{\n      min_healthy_time = \"1s\"\n      \
+             healthy_deadline = \"20s\"\n      progress_deadline = \"30s\"\n      {policy}\n    }}"
+        );
+        let text = text
+            .replace("count = var.instances", &update)
+            .replace("DEMO = \"web\"", &format!("DEMO = {name:?}"))
+            .replace("interval = \"2s\"", "interval = \"1s\"");
+        let file = self.cluster.lab.dir().join(format!("{name}.nomad.hcl"));
+        std::fs::write(&file, text)?;
+        Ok(file.to_string_lossy().into_owned())
+    }
+
+    fn batch(&self) -> Result<String> {
+        let text = r#"
+            job "once" {
+              type = "batch"
+              group "work" {
+                task "say" {
+                  driver = "exec"
+                  config {
+                    command = "/bin/echo"
+                    args    = ["done"]
+                  }
+                  resources {
+                    memory = 32
+                  }
+                }
+              }
+            }
+        "#;
+        let file = self.cluster.lab.dir().join("once.nomad.hcl");
+        std::fs::write(&file, text)?;
+        self.cluster.meshctl(&["job", "run", &file.to_string_lossy()])?;
+        wait_for("the job to have ended", PATIENCE, || {
+            let job = self.api("/v1/job/once")?;
+            Ok((job["Status"] == "dead").then_some(()))
+        })?;
+        self.cluster.meshctl(&["job", "eval", "once"])?;
+        let allocs = self.api("/v1/job/once/allocations")?;
+        let states: Vec<&str> =
+            allocs.as_array().into_iter().flatten().filter_map(|stub| stub["ClientStatus"].as_str()).collect();
+        ensure!(states == ["complete"], "it is to run once and to succeed, but its allocations are {states:?}");
+        self.cluster.meshctl(&["job", "status", "once"])
     }
 
     fn kill_agent(&mut self, load: &Load) -> Result<String> {

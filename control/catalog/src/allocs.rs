@@ -4,8 +4,7 @@ use crate::{At, Catalog};
 use imbl::OrdSet;
 use model::capacity::Usage;
 use model::{
-    AllocId, AllocUpdate, Allocation, CheckState, Epoch, JobId, JobKind, Node, NodeId, Refusal, Table, TaskGroup,
-    TaskState,
+    AllocId, AllocUpdate, Allocation, CheckState, Epoch, JobId, Node, NodeId, Refusal, Table, TaskGroup, TaskState,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -132,7 +131,7 @@ impl Catalog {
         ended.sort_by_key(|alloc| std::cmp::Reverse((alloc.created_at_index, alloc.id)));
         let mut slots_seen = BTreeSet::new();
         for (age, alloc) in ended.iter().enumerate() {
-            let node = (alloc.job.kind == JobKind::System).then_some(alloc.node_id);
+            let node = alloc.job.kind.is_on_every_node().then_some(alloc.node_id);
             let newest_of_slot = self.slot_exists(alloc) && slots_seen.insert((alloc.group.clone(), alloc.slot, node));
             if age >= ENDED_MAX && !newest_of_slot {
                 self.forget_alloc(at, alloc.id);

@@ -13,11 +13,16 @@ use std::time::Duration;
 impl Catalog {
     /// What may be forgotten at `now`, at most `most` of it. Looks at every row.
     pub fn garbage(&self, now: Timestamp, retention: Retention, most: usize) -> Garbage {
-        let jobs: Vec<JobId> =
-            self.jobs.iter().filter(|(_, stored)| self.is_dead(stored, now, retention)).map(|(id, _)| id.clone()).collect();
+        let jobs: Vec<JobId> = self
+            .jobs
+            .iter()
+            .filter(|(_, stored)| self.is_dead(stored, now, retention))
+            .map(|(id, _)| id.clone())
+            .collect();
         let gone: BTreeSet<&JobId> = jobs.iter().take(most).collect();
         let of_others = |id: &JobId| !gone.contains(id);
-        let evals = self.evals.values().filter(|eval| of_others(&eval.job_id) && self.is_old_eval(eval, now, retention));
+        let evals =
+            self.evals.values().filter(|eval| of_others(&eval.job_id) && self.is_old_eval(eval, now, retention));
         let mut slots = Slots::default();
         let mut old = |alloc: &&Arc<Allocation>| {
             of_others(alloc.job_id()) && self.is_old_alloc(alloc, &mut slots, now, retention)
@@ -28,7 +33,9 @@ impl Catalog {
             evals: evals.take(most).map(|eval| eval.id).collect(),
             allocs: self.allocs.values().filter(|alloc| old(alloc)).take(most).map(|alloc| alloc.id).collect(),
             deployments: deployments
-                .filter(|deployment| of_others(&deployment.job_id) && self.is_old_deployment(deployment, now, retention))
+                .filter(|deployment| {
+                    of_others(&deployment.job_id) && self.is_old_deployment(deployment, now, retention)
+                })
                 .take(most)
                 .map(|deployment| deployment.id)
                 .collect(),
@@ -94,7 +101,9 @@ impl Catalog {
     /// Ended, and not the newest of a slot: from that one follows whether and when the slot is filled again.
     fn is_old_alloc(&self, alloc: &Allocation, slots: &mut Slots, now: Timestamp, retention: Retention) -> bool {
         let patience = self.eval_retention(alloc.job_id(), retention);
-        !alloc.is_live() && is_older(alloc.modified_at, now, patience) && !slots.of(self, alloc.job_id()).contains(&alloc.id)
+        !alloc.is_live()
+            && is_older(alloc.modified_at, now, patience)
+            && !slots.of(self, alloc.job_id()).contains(&alloc.id)
     }
 
     /// The newest one of a job tells whether its version has been rolled out.

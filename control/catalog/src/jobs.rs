@@ -3,9 +3,7 @@
 use crate::allocs::remove_member;
 use crate::services::service_names;
 use crate::{At, Catalog, StoredJob};
-use model::{
-    AllocId, Evaluation, Index, Job, JobId, JobKind, JobRecord, Refusal, Table, TaskGroup, Timestamp, rules,
-};
+use model::{AllocId, Evaluation, Index, Job, JobId, JobKind, JobRecord, Refusal, Table, TaskGroup, Timestamp, rules};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -136,10 +134,12 @@ impl Catalog {
             () if known.periodic.is_some() != asked.periodic.is_some() => {
                 refuse("a job that runs cannot become periodic or cease to be; stop it first, or choose another id")
             }
-            () if known.parameterized.is_some() != asked.parameterized.is_some() => {
-                refuse("a job that runs cannot become parameterized or cease to be; stop it first, or choose another id")
+            () if known.parameterized.is_some() != asked.parameterized.is_some() => refuse(
+                "a job that runs cannot become parameterized or cease to be; stop it first, or choose another id",
+            ),
+            () if known.kind != asked.kind => {
+                refuse("the type of a job cannot change; stop it first, or choose another id")
             }
-            () if known.kind != asked.kind => refuse("the type of a job cannot change; stop it first, or choose another id"),
             () => Ok(()),
         }
     }
@@ -231,7 +231,11 @@ pub(crate) fn registered_again(known: &StoredJob, asked: &Job, index: Index) -> 
     let asked = Job { restarts: newest.restarts, ..asked.clone() };
     let mut stored = StoredJob { purge: false, ..known.clone() };
     if !newest.same_specification(&asked) {
-        return with_version(stored, Job { version: newest.version + 1, stopped: false, stable: false, ..asked }, index);
+        return with_version(
+            stored,
+            Job { version: newest.version + 1, stopped: false, stable: false, ..asked },
+            index,
+        );
     }
     if newest.stopped {
         stored.versions[0] = Arc::new(Job { stopped: false, submitted_at: asked.submitted_at, ..Job::clone(newest) });

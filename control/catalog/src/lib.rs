@@ -30,8 +30,8 @@ pub use changes::{Change, Row};
 use imbl::{OrdMap, OrdSet};
 use model::{
     AllocId, Allocation, Applied, Authority, Autopilot, Command, Deployment, DeploymentId, Envelope, EvalId,
-    EvalStatus, Evaluation, Founding, Index, Instance, Job, JobId, JobRecord, JoinToken, KvEntry, Node, NodeId, Refusal, ServerId,
-    ServerRecord, Table, Timestamp, Variable, capacity,
+    EvalStatus, Evaluation, Founding, Index, Instance, Job, JobId, JobRecord, JoinToken, KvEntry, Node, NodeId,
+    Refusal, ServerId, ServerRecord, Table, Timestamp, Variable, capacity,
 };
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -275,9 +275,7 @@ impl Catalog {
     pub fn is_over(&self, job: &Job) -> bool {
         let open = |eval: &Arc<Evaluation>| matches!(eval.status, EvalStatus::Pending | EvalStatus::Blocked);
         let stays = job.is_template() && !job.stopped;
-        !stays
-            && !self.allocs_of_job(&job.id).any(|alloc| alloc.is_live())
-            && !self.evals_of_job(&job.id).any(open)
+        !stays && !self.allocs_of_job(&job.id).any(|alloc| alloc.is_live()) && !self.evals_of_job(&job.id).any(open)
     }
 
     /// When the job was created, last changed in any way, and last changed in its specification or stop mark.

@@ -139,13 +139,10 @@ impl Reader<'_, '_, '_> {
     fn kind(&mut self, section: &Section<'_>) -> JobKind {
         let Some(expression) = section.get("type") else { return JobKind::Service };
         let Some(text) = self.text(Some(expression)) else { return JobKind::Service };
-        let reason = match rules::job_kind(&text) {
-            Ok(kind) => return kind,
-            Err(rules::KindRefusal::NotBuilt) => format!("job type `{text}` is not built yet; use \"service\""),
-            Err(rules::KindRefusal::Unknown) => format!("`{text}` is not a job type; use \"service\""),
-        };
-        self.source.problem(expression, reason);
-        JobKind::parse(&text).unwrap_or(JobKind::Service)
+        JobKind::parse(&text).unwrap_or_else(|| {
+            self.source.problem(expression, format!("`{text}` is not a job type; use \"service\""));
+            JobKind::Service
+        })
     }
 
     /// The one value that is built.

@@ -7,6 +7,7 @@
 //! ca.pem server.pem seal.key
 //!               server.pem holds certificate and key, so that a renewal replaces both at once; before the first renewal
 //!               of an older directory the key is in server.key
+//! recovered     only from `recover` until the lost servers are off the list
 //! founding.json only from `init` until the cluster knows its own authority
 //! raft/
 //! ```
@@ -182,6 +183,19 @@ impl Disk {
     /// The cluster knows its authority now.
     pub fn forget_founding(&self) -> Result<(), DiskError> {
         self.remove("founding.json")
+    }
+
+    /// This server alone is left of its cluster: the next start takes the others off the list.
+    pub fn note_recovery(&self) -> Result<(), DiskError> {
+        self.write("recovered", 0o600, b"")
+    }
+
+    pub fn was_recovered(&self) -> bool {
+        self.root.join("recovered").exists()
+    }
+
+    pub fn forget_recovery(&self) -> Result<(), DiskError> {
+        self.remove("recovered")
     }
 
     pub fn raft_dir(&self) -> PathBuf {

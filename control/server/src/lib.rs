@@ -40,11 +40,11 @@ mod variables;
 mod watch;
 
 pub use backup::{SNAPSHOT_BYTES_MAX, SnapshotError, SnapshotMeta, read_snapshot};
-pub use identity::ClusterSecret;
 pub use config::{ConfigError, HTTP_PORT, Mode, RPC_PORT, ServerConfig, Timing};
 pub use disk::DiskError;
+pub use identity::ClusterSecret;
 pub use member::ProposeError;
-pub use start::{Server, TokenRequest};
+pub use start::{Server, TokenRequest, recover};
 
 pub(crate) use wire::pb;
 

@@ -1,10 +1,10 @@
 //! This server as a member of its cluster: what every part of the shell shares, and the two ways to the replicated state,
 //! proposing a command and reading what is committed.
 
+use crate::asks::Asks;
 use crate::clock;
 use crate::disk::Disk;
 use crate::events::Events;
-use crate::asks::Asks;
 use crate::logs::LogRequests;
 use crate::peers::Peers;
 use crate::sessions::Sessions;

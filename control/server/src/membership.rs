@@ -337,7 +337,8 @@ mod tests {
 
     #[test]
     fn leadership_goes_to_a_voter_that_answers_and_has_most_of_the_log() {
-        let peer = |id, is_voter, matched, is_active| PeerState { id, is_voter, matched, is_active, silent_ticks: None };
+        let peer =
+            |id, is_voter, matched, is_active| PeerState { id, is_voter, matched, is_active, silent_ticks: None };
         let peers =
             [peer(1, true, 90, true), peer(2, true, 80, true), peer(3, true, 90, false), peer(4, false, 90, true)];
         let check = |wanted: Option<u64>| successor(&peers, ServerId(1), wanted.map(ServerId));

@@ -83,10 +83,7 @@ impl Join for Service {
         }
     }
 
-    async fn introduce(
-        &self,
-        request: Request<pb::IntroduceRequest>,
-    ) -> Result<Response<pb::IntroduceReply>, Status> {
+    async fn introduce(&self, request: Request<pb::IntroduceRequest>) -> Result<Response<pb::IntroduceReply>, Status> {
         let from = remote(&request);
         let answer = form::receive(&self.0, request.into_inner()).await;
         if let Err(status) = &answer {

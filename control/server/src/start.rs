@@ -1,13 +1,13 @@
 //! Starting a server: everything that can be refused is refused before anything changes, then the pieces are put
 //! together.
 
+use crate::asks::Asks;
 use crate::clock;
 use crate::config::{Mode, ServerConfig};
 use crate::disk::{Disk, FoundingFile, Papers, Record, hex};
 use crate::form::{self, Formed};
 use crate::http;
 use crate::join;
-use crate::asks::Asks;
 use crate::logs::LogRequests;
 use crate::machine::{Halt, Machine, halt_process};
 use crate::member::{Member, ProposeError};
@@ -166,7 +166,28 @@ impl Server {
 
     async fn begin(&self, disk: &Disk) -> anyhow::Result<()> {
         renewal::revive(&self.member).await?;
-        self.found(disk).await
+        self.found(disk).await?;
+        self.forget_lost(disk).await
+    }
+
+    /// After a recovery, the servers that are lost for ever are off the list, or the leader would wait for them again.
+    async fn forget_lost(&self, disk: &Disk) -> anyhow::Result<()> {
+        if !disk.was_recovered() {
+            return Ok(());
+        }
+        tokio::time::timeout(FOUND_FOR, self.member.read_barrier())
+            .await
+            .context("this server does not lead, though it is the only voter")??;
+        let catalog = self.member.snapshot();
+        let lost: Vec<ServerId> =
+            catalog.servers().map(|server| server.id).filter(|id| *id != self.member.id).collect();
+        for id in lost {
+            match self.member.propose(Command::RemoveServer { id }).await {
+                Ok(_) | Err(ProposeError::Refused(Refusal::ServerUnknown { .. })) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(disk.forget_recovery()?)
     }
 
     /// The founder tells the new cluster who it is and what its authority is, also if an earlier start did not get to it.
@@ -186,6 +207,14 @@ impl Server {
         self.member.propose(Command::UpsertServer(record)).await?;
         Ok(disk.forget_founding()?)
     }
+}
+
+/// Makes a server that is stopped the only one of its cluster. Returns the ids of those that belong no more.
+pub fn recover(data_dir: &std::path::Path, name: &str) -> anyhow::Result<Vec<u64>> {
+    let (disk, record) = Disk::inhabited(data_dir, name)?;
+    let recovered = consensus::recover(&disk.raft_dir(), record.id)?;
+    disk.note_recovery()?;
+    Ok(recovered.removed)
 }
 
 /// Shells start processes with 1024 open files at most; every agent and every blocking query holds one.

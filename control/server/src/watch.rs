@@ -4,18 +4,28 @@
 use crate::sessions::new_eval;
 use catalog::Catalog;
 use model::{
-    Allocation, Command, Deployment, DesiredStatus, Drain, Eligibility, EvalStatus, EvalTrigger, Index, Job, JobKind,
-    Node, Timestamp,
+    Allocation, Command, Deployment, DesiredStatus, Drain, Eligibility, EvalStatus, EvalTrigger, Index, Job, JobId,
+    JobKind, Node, Timestamp,
 };
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 pub(crate) fn commands(catalog: &Catalog, now: Timestamp) -> Vec<Command> {
     let steps = catalog.deployments().filter_map(|deployment| deployment_step(catalog, deployment, now));
     let drained = catalog.nodes().filter_map(|node| end_of_drain(catalog, node));
-    let jobs = catalog.jobs().filter(|job| needs_a_look(catalog, job, now));
+    let jobs =
+        concerned(catalog).into_iter().filter_map(|id| catalog.job(id)).filter(|job| needs_a_look(catalog, job, now));
     let evals: Vec<_> = jobs.map(|job| new_eval(job.id.clone(), job.priority, trigger(job))).collect();
     let looks = (!evals.is_empty()).then_some(Command::UpsertEvals(evals));
     steps.chain(drained).chain(looks).collect()
+}
+
+/// The jobs that drains or new nodes may concern: all others are not worth a look at every tick.
+fn concerned(catalog: &Catalog) -> BTreeSet<&JobId> {
+    let draining = catalog.nodes().filter(|node| node.drain.is_some());
+    let leaving = draining.flat_map(|node| catalog.allocs_of_node(node.id)).map(|alloc| alloc.job_id());
+    let everywhere = catalog.jobs().filter(|job| job.kind.is_on_every_node()).map(|job| &job.id);
+    leaving.chain(everywhere).collect()
 }
 
 fn trigger(job: &Job) -> EvalTrigger {
@@ -64,14 +74,15 @@ fn needs_a_look(catalog: &Catalog, job: &Job, now: Timestamp) -> bool {
     }
     let looked = catalog.evals_of_job(&job.id).filter(|eval| eval.wait_until <= now);
     let looked = looked.map(|eval| (eval.modified_at_index, eval.modified_at)).max().unwrap_or_default();
-    (job.kind == JobKind::System && misses_a_node(catalog, job, looked.0)) || drain_goes_on(catalog, job, looked, now)
+    (job.kind.is_on_every_node() && misses_a_node(catalog, job, looked.0)) || drain_goes_on(catalog, job, looked, now)
 }
 
 fn misses_a_node(catalog: &Catalog, job: &Job, looked: Index) -> bool {
     let changed = |node: &&Arc<Node>| node.is_placeable() && node.modified_at_index > looked;
-    let runs_on =
-        |node: &Node| catalog.allocs_of_node(node.id).any(|alloc| alloc.is_live() && *alloc.job_id() == job.id);
-    catalog.nodes().filter(changed).any(|node| !runs_on(node))
+    // What ends by itself has been there.
+    let counts = |alloc: &Allocation| (alloc.is_live() || job.kind.ends()) && *alloc.job_id() == job.id;
+    let was_on = |node: &Node| catalog.allocs_of_node(node.id).any(|alloc| counts(alloc));
+    catalog.nodes().filter(changed).any(|node| !was_on(node))
 }
 
 /// Some of the job stands on a node that drains, and since the last look its allocations or that node's changed, or the

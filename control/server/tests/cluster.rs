@@ -1047,3 +1047,36 @@ async fn agents_get_changes_that_lead_to_the_same_state_as_the_whole() {
     drop(session);
     server.shutdown().await;
 }
+
+#[tokio::test]
+async fn one_server_that_is_left_goes_on_alone_when_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let [s1, s2, s3] = three(dir.path()).await;
+    register(&s1).await;
+    let rpc = s2.rpc_address();
+    eventually("the second has the job", || async {
+        (get(&s2, "/v1/job/web?stale").await.status == 200).then_some(())
+    })
+    .await;
+    for server in [s1, s2, s3] {
+        server.shutdown().await;
+    }
+    assert!(server::recover(&dir.path().join("s2"), "other").is_err(), "the name must fit");
+    let removed = server::recover(&dir.path().join("s2"), "s2").unwrap();
+    assert_eq!(removed.len(), 2);
+    let mut alone = config(dir.path(), "s2", Mode::Resume);
+    alone.rpc_bind = rpc;
+    let alone = Server::start(alone).await.unwrap();
+    eventually("it leads alone", || async { (voters(&alone).await? == 1).then_some(()) }).await;
+    assert_eq!(get(&alone, "/v1/job/web").await.status, 200, "what it knew is kept");
+    eventually("the others are off the list", || async {
+        let servers = get(&alone, "/v1/operator/raft/configuration").await.json()["Servers"].as_array()?.len();
+        (servers == 1).then_some(())
+    })
+    .await;
+    let s4 = join(dir.path(), "s4", &alone).await;
+    eventually("a new one joins", || async { (voters(&alone).await? == 2).then_some(()) }).await;
+    for server in [s4, alone] {
+        server.shutdown().await;
+    }
+}

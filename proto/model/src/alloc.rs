@@ -3,7 +3,7 @@
 use crate::deployment::AllocDeployment;
 use crate::ids::{AllocId, EvalId, Index, JobId, NodeId};
 use crate::job::{Job, TaskGroup};
-use crate::service::{Check, Service};
+use crate::service::{Check, OnUpdate, Service};
 use crate::time::Timestamp;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -150,13 +150,23 @@ impl Allocation {
         self.ports.iter().find(|port| port.label == label)
     }
 
-    /// Running, and every check of its services passes.
+    /// Running, and every check of its services says what it has to say for an update to go on.
     pub fn is_healthy(&self) -> bool {
         self.client == ClientStatus::Running
             && self.desired == DesiredStatus::Run
             && self.task_group().is_some_and(|group| {
-                group.all_services().all(|service| self.service_health(service) != Health::Critical)
+                let checks = |service: &'_ Service| service.checks.iter().all(|check| self.suffices(service, check));
+                group.all_services().all(checks)
             })
+    }
+
+    fn suffices(&self, service: &Service, check: &Check) -> bool {
+        let health = self.checks.get(&check.id(&service.name)).map_or(Health::Critical, |state| state.health);
+        match check.on_update {
+            OnUpdate::RequireHealthy => health == Health::Passing,
+            OnUpdate::IgnoreWarnings => health != Health::Critical,
+            OnUpdate::Ignore => true,
+        }
     }
 
     /// The worst of the service's checks: critical while one has not reported, passing when it has none.

@@ -5,7 +5,7 @@ use crate::driver::{Plugin, PluginConfig};
 use crate::job::{Job, JobKind, NetworkMode, Task, TaskGroup};
 use crate::placement::{Operator, Spread};
 use crate::policy::{DisconnectPolicy, ReschedulePolicy, RestartPolicy, UpdateOrder, UpdatePolicy};
-use crate::service::{Check, CheckKind, OnUpdate, Service};
+use crate::service::{Check, CheckKind, Service};
 use crate::steering::Steering;
 use crate::version;
 use regex::{Regex, RegexBuilder};
@@ -40,22 +40,6 @@ const SIGNALS: [&str; 17] = [
 ];
 
 type Rule = Result<(), String>;
-
-/// Why a job's type is not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KindRefusal {
-    NotBuilt,
-    Unknown,
-}
-
-pub fn job_kind(text: &str) -> Result<JobKind, KindRefusal> {
-    match JobKind::parse(text) {
-        // Agents do not tell a success from a failure yet.
-        Some(JobKind::Batch | JobKind::Sysbatch) => Err(KindRefusal::NotBuilt),
-        Some(kind) => Ok(kind),
-        None => Err(KindRefusal::Unknown),
-    }
-}
 
 /// Job ids and names, group names.
 pub fn name(text: &str) -> Rule {
@@ -252,13 +236,9 @@ pub fn spread(spread: &Spread) -> Rule {
 
 /// What of a job is read and kept but not acted on yet, by the name of its block or key. Whoever makes one work takes it
 /// from these lists; until then a job that has it is refused.
-pub fn unbuilt_in_job(job: &Job) -> Vec<&'static str> {
-    let found = [
-        (job.periodic.is_some(), "periodic"),
-        (job.parameterized.is_some(), "parameterized"),
-        (!job.depends_on.is_empty(), "depends_on"),
-    ];
-    named(&found)
+/// Nothing at the moment: the next block that is read before it works comes here.
+pub fn unbuilt_in_job(_: &Job) -> Vec<&'static str> {
+    Vec::new()
 }
 
 pub fn unbuilt_in_group(group: &TaskGroup, kind: JobKind) -> Vec<&'static str> {
@@ -267,8 +247,6 @@ pub fn unbuilt_in_group(group: &TaskGroup, kind: JobKind) -> Vec<&'static str> {
         (kind.is_on_every_node() && group.disconnect != DisconnectPolicy::default(), "disconnect"),
         (!group.volumes.is_empty(), "volume"),
         (group.disk_sticky || group.disk_migrate, "ephemeral_disk"),
-        (!group.shutdown_delay.is_zero(), "shutdown_delay"),
-        (group.max_run_duration.is_some(), "max_run_duration"),
         (group.network_mode() == NetworkMode::None, "network"),
         (network.is_some_and(|network| network.hostname.is_some() || network.dns.is_some()), "network"),
     ];
@@ -279,39 +257,17 @@ pub fn unbuilt_in_task(task: &Task) -> Vec<&'static str> {
     let resources = task.resources;
     let found = [
         (!task.devices.is_empty() || resources.cores > 0, "resources"),
-        (task.restart.is_some(), "restart"),
-        (task.lifecycle.is_some(), "lifecycle"),
-        (task.leader, "leader"),
-        (!task.shutdown_delay.is_zero(), "shutdown_delay"),
-        (!task.artifacts.is_empty(), "artifact"),
-        (!task.templates.is_empty(), "template"),
         (!task.volume_mounts.is_empty(), "volume_mount"),
-        (task.payload_file.is_some(), "dispatch_payload"),
     ];
     named(&found)
 }
 
-pub fn unbuilt_in_service(service: &Service) -> Vec<&'static str> {
-    let found = [(service.canary_tags.is_some(), "canary_tags"), (!service.canary_meta.is_empty(), "canary_meta")];
-    named(&found)
+pub fn unbuilt_in_service(_: &Service) -> Vec<&'static str> {
+    Vec::new()
 }
 
 pub fn unbuilt_in_check(check: &Check) -> Vec<&'static str> {
-    let plain = |kind: &CheckKind| match kind {
-        CheckKind::Http { headers, body, tls, .. } => headers.is_empty() && body.is_empty() && tls.is_none(),
-        CheckKind::Tcp => true,
-        CheckKind::Grpc { .. } | CheckKind::Script { .. } | CheckKind::Ttl => false,
-    };
-    let found = [
-        (!plain(&check.kind), "type"),
-        (check.initial.is_some(), "initial_status"),
-        (check.successes_before_passing > 0, "success_before_passing"),
-        (check.failures_before_critical > 0, "failures_before_critical"),
-        (check.on_update != OnUpdate::RequireHealthy, "on_update"),
-        (check.restart.is_some(), "check_restart"),
-        (check.task.is_some(), "task"),
-    ];
-    named(&found)
+    named(&[(matches!(check.kind, CheckKind::Script { .. }), "type")])
 }
 
 fn named(found: &[(bool, &'static str)]) -> Vec<&'static str> {

@@ -239,7 +239,6 @@ fn a_job_that_says_everything_is_read_as_written() {
 #[test]
 fn what_is_not_built_is_refused_by_its_path() {
     let mut job = minimal();
-    job["Type"] = json!("batch");
     job["Multiregion"] = json!({ "Regions": [{ "Name": "eu" }] });
     job["TaskGroups"][0]["Scaling"] = json!({ "Max": 3 });
     job["TaskGroups"][0]["Tasks"][0]["Vault"] = json!({ "Role": "a" });
@@ -247,7 +246,6 @@ fn what_is_not_built_is_refused_by_its_path() {
     job["TaskGroups"][0]["Tasks"][0]["Driver"] = json!("qemu");
     let expected = [
         "Job.Multiregion is not built yet; leave it out",
-        "Job.Type \"batch\" is not built yet; leave it out",
         "Job.TaskGroups[0].Networks[0].Mode \"cni/mine\" is not built yet; leave it out",
         "Job.TaskGroups[0].Scaling is not built yet; leave it out",
         "Job.TaskGroups[0].Tasks[0].Driver \"qemu\" is not built yet; leave it out",

@@ -127,7 +127,8 @@ fn checks_of(alloc: &Allocation) -> Value {
     let mut found = Map::new();
     let Some(group) = alloc.task_group() else { return Value::Object(found) };
     let of_group = group.services.iter().map(|service| ("", service));
-    let of_tasks = group.tasks.iter().flat_map(|task| task.services.iter().map(|service| (task.name.as_str(), service)));
+    let of_tasks =
+        group.tasks.iter().flat_map(|task| task.services.iter().map(|service| (task.name.as_str(), service)));
     for (task, service) in of_group.chain(of_tasks) {
         for check in &service.checks {
             let id = check.id(&service.name);

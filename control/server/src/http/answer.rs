@@ -63,7 +63,9 @@ impl From<ProposeError> for HttpError {
             ProposeError::Refused(Refusal::JobUnknown { .. }) => Self::not_found("job not found"),
             ProposeError::Refused(Refusal::NodeUnknown { .. }) => Self::not_found("node not found"),
             ProposeError::Refused(Refusal::DeploymentUnknown { .. }) => Self::not_found("deployment not found"),
-            ProposeError::Refused(Refusal::JobIndexConflict { .. } | Refusal::CasMismatch { .. }) => Self::new(StatusCode::CONFLICT, text),
+            ProposeError::Refused(Refusal::JobIndexConflict { .. } | Refusal::CasMismatch { .. }) => {
+                Self::new(StatusCode::CONFLICT, text)
+            }
             ProposeError::Refused(_) | ProposeError::FeatureLevel { .. } => Self::bad_request(text),
             ProposeError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, text),
             ProposeError::NoLeader => Self::internal(format!("No cluster leader: {text}")),

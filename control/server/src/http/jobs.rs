@@ -141,11 +141,11 @@ pub(super) async fn deregister(State(member): Shared, Path(id): Path<String>, op
 
 pub(super) async fn parse(State(member): Shared, options: Options, body: Bytes) -> Answer {
     let request: nomad::JobsParseRequest = read_body(&body)?;
-    if !request.variables.is_empty() {
-        return Err(HttpError::not_built("Variables are not built yet; write the values into the job file"));
-    }
-    let job =
-        jobspec::parse_hcl("job", &request.job_hcl).map_err(|refusal| HttpError::bad_request(refusal.to_string()))?;
+    let mut inputs = jobspec::Inputs::default();
+    let given = inputs.read_file("Variables", &request.variables);
+    given.map_err(|error| HttpError::bad_request(error.to_string()))?;
+    let job = jobspec::parse_hcl_with("job", &request.job_hcl, &inputs)
+        .map_err(|refusal| HttpError::bad_request(refusal.to_string()))?;
     Ok(json(&member, &options, member.snapshot().table_index(Table::Jobs), &nomad::Job::from(&job)))
 }
 

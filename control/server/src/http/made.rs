@@ -10,8 +10,6 @@ use crate::scheduling::templates::{Dispatch, dispatched, forced_launch};
 use crate::sessions::new_eval;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use catalog::Catalog;
@@ -146,11 +144,11 @@ pub(super) async fn set_stable(State(member): Shared, Path(id): Path<String>, op
     Ok(json(&member, &options, index, &json_value!({ "JobModifyIndex": index.0, "Index": index.0 })))
 }
 
-pub(super) async fn collect_garbage(State(member): Shared) -> Result<Response, HttpError> {
+pub(super) async fn collect_garbage(State(member): Shared, options: Options) -> Answer {
     member.read_barrier().await?;
     let rows = garbage::collect(&member, Retention::NONE).await?;
     tracing::info!(rows, "forgot what has ended because somebody asked");
-    Ok(StatusCode::OK.into_response())
+    Ok(json(&member, &options, member.snapshot().index(), &json_value!(null)))
 }
 
 /// What a calendar or a template asks for that no other rule looks at.
@@ -159,7 +157,9 @@ pub(super) fn check(job: &Job) -> Result<(), HttpError> {
     crate::scheduling::Calendar::read(periodic).map_err(HttpError::bad_request)?;
     match job.kind.ends() {
         true => Ok(()),
-        false => Err(HttpError::bad_request("periodic: only a batch or sysbatch job ends, so that it can be launched again")),
+        false => {
+            Err(HttpError::bad_request("periodic: only a batch or sysbatch job ends, so that it can be launched again"))
+        }
     }
 }
 

@@ -72,10 +72,7 @@ pub(crate) fn router(member: Arc<Member>) -> Router {
         .route("/v1/client/allocation/{id}/stats", get(allocs::stats))
         .route("/v1/client/allocation/{id}/gc", get(allocs::collect_garbage))
         .route("/v1/client/allocation/{id}/checks", get(allocs::checks))
-        .route(
-            "/v1/client/allocation/{id}/check/{service}/{check}",
-            post(allocs::set_check).put(allocs::set_check),
-        )
+        .route("/v1/client/allocation/{id}/check/{service}/{check}", post(allocs::set_check).put(allocs::set_check))
         .route("/v1/nodes", get(state::nodes))
         .route("/v1/node/{id}", get(state::node))
         .route("/v1/node/{id}/allocations", get(state::node_allocations))
@@ -93,7 +90,10 @@ pub(crate) fn router(member: Arc<Member>) -> Router {
         .route("/v1/agent/self", get(operator::agent_self))
         .route("/v1/agent/members", get(operator::members))
         .route("/v1/operator/raft/configuration", get(operator::raft_configuration))
-        .route("/v1/operator/autopilot/configuration", get(autopilot::settings).put(autopilot::set).post(autopilot::set))
+        .route(
+            "/v1/operator/autopilot/configuration",
+            get(autopilot::settings).put(autopilot::set).post(autopilot::set),
+        )
         .route("/v1/operator/autopilot/health", get(autopilot::health))
         .route("/v1/event/stream", get(events::stream_events))
         .route(

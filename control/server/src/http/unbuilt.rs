@@ -84,11 +84,11 @@ mod tests {
     #[test]
     fn known_routes_are_told_from_unknown_ones() {
         for path in
-            ["/v1/job/web/dispatch", "/v1/volumes", "/v1/acl/a/b/c", "/v1/client/allocation/x/stats", "/v1/namespaces/"]
+            ["/v1/job/web/actions", "/v1/volumes", "/v1/acl/a/b/c", "/v1/client/allocation/x/stats", "/v1/namespaces/"]
         {
             assert!(is_known(path), "{path}");
         }
-        for path in ["/", "/v1", "/v1/job/web/plans", "/v2/volumes", "/v1/volumesx", "/v1/job//dispatch"] {
+        for path in ["/", "/v1", "/v1/job/web/plans", "/v2/volumes", "/v1/volumesx", "/v1/job//actions"] {
             assert!(!is_known(path), "{path}");
         }
     }

@@ -4,8 +4,8 @@
 //! what names a fixed time in it runs once. What an absence of leaders made a job miss is made up for once, for the newest of
 //! the missed times; one that is registered does not run for times before that.
 
-use croner::parser::{CronParser, Seconds, Year};
 use croner::Cron;
+use croner::parser::{CronParser, Seconds, Year};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp as Instant, Zoned};
 use model::{Job, Periodic, Timestamp};
@@ -100,16 +100,23 @@ mod tests {
 
     #[test]
     fn times_are_of_the_jobs_zone_and_of_any_of_its_expressions() {
-        check(&["*/15 * * * *"], "UTC", "2026-11-23T10:07:00Z[UTC]", &[
-            "2026-11-23T10:15:00Z[UTC]",
-            "2026-11-23T10:30:00Z[UTC]",
-        ]);
-        check(&["0 9 * * MON-FRI", "30 9 * * *"], "Europe/Berlin", "2026-11-27T09:00:00+01:00[Europe/Berlin]", &[
-            "2026-11-27T09:30:00+01:00[Europe/Berlin]",
-            "2026-11-28T09:30:00+01:00[Europe/Berlin]",
-            "2026-11-29T09:30:00+01:00[Europe/Berlin]",
-            "2026-11-30T09:00:00+01:00[Europe/Berlin]",
-        ]);
+        check(
+            &["*/15 * * * *"],
+            "UTC",
+            "2026-11-23T10:07:00Z[UTC]",
+            &["2026-11-23T10:15:00Z[UTC]", "2026-11-23T10:30:00Z[UTC]"],
+        );
+        check(
+            &["0 9 * * MON-FRI", "30 9 * * *"],
+            "Europe/Berlin",
+            "2026-11-27T09:00:00+01:00[Europe/Berlin]",
+            &[
+                "2026-11-27T09:30:00+01:00[Europe/Berlin]",
+                "2026-11-28T09:30:00+01:00[Europe/Berlin]",
+                "2026-11-29T09:30:00+01:00[Europe/Berlin]",
+                "2026-11-30T09:00:00+01:00[Europe/Berlin]",
+            ],
+        );
         check(&["@daily"], "America/New_York", "2026-11-23T10:00:00Z[UTC]", &["2026-11-24T05:00:00Z[UTC]"]);
         check(&["0 0 1 1 * 2030"], "UTC", "2026-11-23T10:00:00Z[UTC]", &["2030-01-01T00:00:00Z[UTC]"]);
     }
@@ -131,7 +138,10 @@ mod tests {
         let calendar = calendar(&["0 * * * *"], "UTC").unwrap();
         let due = |after, now| calendar.due(at(after), at(now));
         assert_eq!(due("2026-11-23T10:00:00Z[UTC]", "2026-11-23T10:59:59Z[UTC]"), None);
-        assert_eq!(due("2026-11-23T10:00:00Z[UTC]", "2026-11-23T14:20:00Z[UTC]"), Some(at("2026-11-23T14:00:00Z[UTC]")));
+        assert_eq!(
+            due("2026-11-23T10:00:00Z[UTC]", "2026-11-23T14:20:00Z[UTC]"),
+            Some(at("2026-11-23T14:00:00Z[UTC]"))
+        );
     }
 
     #[test]

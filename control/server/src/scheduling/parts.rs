@@ -72,9 +72,7 @@ mod tests {
             snapshot_index: Index(7),
             goes_on: false,
             victims: Vec::new(),
-            stops: (0..stops)
-                .map(|n| PlannedStop { alloc_id: id(n), reason: String::new(), client: None })
-                .collect(),
+            stops: (0..stops).map(|n| PlannedStop { alloc_id: id(n), reason: String::new(), client: None }).collect(),
             placements: Vec::new(),
             in_place: (0..in_place).map(|n| id(1000 + n)).collect(),
             failures: Default::default(),
@@ -89,7 +87,9 @@ mod tests {
         let parts = |stops, in_place| {
             let pieces = split(plan(stops, in_place), 10);
             let (last, others) = pieces.split_last().unwrap();
-            assert!(others.iter().all(|piece| piece.goes_on && piece.queued.is_empty() && piece.follow_up_at.is_none()));
+            assert!(
+                others.iter().all(|piece| piece.goes_on && piece.queued.is_empty() && piece.follow_up_at.is_none())
+            );
             assert!(!last.goes_on && last.queued.len() == 1 && last.follow_up_at.is_some());
             pieces.iter().map(|piece| (piece.stops.len(), piece.in_place.len())).collect::<Vec<_>>()
         };

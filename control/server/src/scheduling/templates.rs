@@ -50,10 +50,19 @@ impl Calendars {
         jobs.into_iter().filter_map(|(job, launched_for)| self.launch(catalog, job, launched_for, now)).collect()
     }
 
-    fn launch(&mut self, catalog: &Catalog, job: &Arc<Job>, launched_for: Timestamp, now: Timestamp) -> Option<Command> {
+    fn launch(
+        &mut self,
+        catalog: &Catalog,
+        job: &Arc<Job>,
+        launched_for: Timestamp,
+        now: Timestamp,
+    ) -> Option<Command> {
         let periodic = job.periodic.as_ref().filter(|periodic| periodic.enabled)?;
         let counted_from = counts_from(job, launched_for);
-        let known = self.known.get(&job.id).is_some_and(|known| Arc::ptr_eq(&known.job, job) && known.counted_from == counted_from);
+        let known = self
+            .known
+            .get(&job.id)
+            .is_some_and(|known| Arc::ptr_eq(&known.job, job) && known.counted_from == counted_from);
         if !known {
             // What was registered was read before; should it not be readable any more, it does not run.
             let calendar = Calendar::read(periodic).ok();
@@ -125,8 +134,12 @@ pub(crate) fn dispatched(job: &Job, dispatch: Dispatch) -> Result<Job, String> {
 
 fn check(rule: &Parameterized, dispatch: &Dispatch) -> Result<(), String> {
     match rule.payload {
-        PayloadRule::Required if dispatch.payload.is_empty() => return Err("Payload is not provided but required by parameterized job".to_owned()),
-        PayloadRule::Forbidden if !dispatch.payload.is_empty() => return Err("Payload provided but forbidden by parameterized job".to_owned()),
+        PayloadRule::Required if dispatch.payload.is_empty() => {
+            return Err("Payload is not provided but required by parameterized job".to_owned());
+        }
+        PayloadRule::Forbidden if !dispatch.payload.is_empty() => {
+            return Err("Payload provided but forbidden by parameterized job".to_owned());
+        }
         _ => {}
     }
     if dispatch.payload.len() > rules::PAYLOAD_BYTES_MAX {
@@ -184,7 +197,8 @@ mod tests {
         assert!(refused("x", &[]).contains("day"));
         assert!(refused("x", &[("day", "x"), ("color", "red")]).contains("color"));
         assert!(refused(&"x".repeat(17_000), &[("day", "x")]).contains("16384"));
-        let plain = Dispatch { payload: Vec::new(), meta: BTreeMap::new(), id_prefix: String::new(), token: String::new() };
+        let plain =
+            Dispatch { payload: Vec::new(), meta: BTreeMap::new(), id_prefix: String::new(), token: String::new() };
         assert!(dispatched(&Job::named("web"), plain).unwrap_err().contains("not a parameterized job"));
     }
 
@@ -192,7 +206,12 @@ mod tests {
     fn a_periodic_job_is_launched_for_its_newest_missed_time_unless_it_would_overlap() {
         let crons = vec!["0 * * * *".to_owned()];
         let periodic = |prohibit_overlap| Job {
-            periodic: Some(Periodic { enabled: true, crons: crons.clone(), prohibit_overlap, time_zone: "UTC".to_owned() }),
+            periodic: Some(Periodic {
+                enabled: true,
+                crons: crons.clone(),
+                prohibit_overlap,
+                time_zone: "UTC".to_owned(),
+            }),
             submitted_at: Timestamp::from_secs(3600 * 10),
             ..Job::named("cron")
         };
@@ -212,11 +231,17 @@ mod tests {
             Catalog::from_image(model::CatalogImage { jobs, evals, ..Default::default() })
         };
         let launched = |overlap, running, secs| {
-            let commands = Calendars::default().launches(&catalog(periodic(overlap), running), Timestamp::from_secs(secs));
-            commands.into_iter().map(|command| match command {
-                Command::LaunchPeriodic { launch, child, .. } => (launch.0 / 3_600_000_000_000, child.map(|child| child.id.0)),
-                other => unreachable!("{other:?}"),
-            }).collect::<Vec<_>>()
+            let commands =
+                Calendars::default().launches(&catalog(periodic(overlap), running), Timestamp::from_secs(secs));
+            commands
+                .into_iter()
+                .map(|command| match command {
+                    Command::LaunchPeriodic { launch, child, .. } => {
+                        (launch.0 / 3_600_000_000_000, child.map(|child| child.id.0))
+                    }
+                    other => unreachable!("{other:?}"),
+                })
+                .collect::<Vec<_>>()
         };
         assert_eq!(launched(false, true, 3600 * 10 + 1), []);
         assert_eq!(launched(false, true, 3600 * 13 + 5), [(13, Some("cron/periodic-46800".to_owned()))]);

@@ -1,9 +1,12 @@
 //! The cluster as plans are made from: a catalog and what follows from it, changed as the catalog changes, with the
 //! placements of plans that are under way.
 
+use crate::sessions::new_eval;
 use broker::{Capacity, Class, Interest};
 use catalog::{Catalog, Change, Row};
-use model::{Allocation, Constraint, EvalStatus, Evaluation, Job, Node, NodeId, Plan, TaskGroup, Timestamp};
+use model::{
+    Allocation, Constraint, EvalStatus, EvalTrigger, Evaluation, Job, JobId, Node, NodeId, Plan, TaskGroup, Timestamp,
+};
 use scheduler::{ClusterState, ClusterView, GroupChanges};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -64,14 +67,25 @@ impl View {
 
     /// The evaluation to plan for in the place of `id`: the newest one of its job knows of everything that the older ones do.
     pub(super) fn representative(&self, id: model::EvalId, now: Timestamp) -> Option<Arc<Evaluation>> {
-        let eval = self.catalog.eval(id).filter(|eval| matches!(eval.status, EvalStatus::Pending | EvalStatus::Blocked))?;
+        let eval =
+            self.catalog.eval(id).filter(|eval| matches!(eval.status, EvalStatus::Pending | EvalStatus::Blocked))?;
         let due = |other: &&Arc<Evaluation>| other.status == EvalStatus::Pending && other.wait_until <= now;
-        let newest = self.catalog.evals_of_job(&eval.job_id).filter(due).max_by_key(|eval| (eval.created_at_index, eval.id));
+        let newest =
+            self.catalog.evals_of_job(&eval.job_id).filter(due).max_by_key(|eval| (eval.created_at_index, eval.id));
         Some(newest.unwrap_or(eval).clone())
     }
 
     pub(super) fn plan(&self, eval: &Evaluation, now: Timestamp, seed: u64) -> Plan {
-        plan_from(&self.state, &self.catalog, eval, now, seed).0
+        let plan = plan_from(&self.state, &self.catalog, eval, now, seed).0;
+        Plan { victims: self.evals_of_victims(&plan), ..plan }
+    }
+
+    /// Jobs of which the plan stops something have to find another place for it.
+    fn evals_of_victims(&self, plan: &Plan) -> Vec<Evaluation> {
+        let stopped = plan.stops.iter().filter_map(|stop| self.catalog.alloc(stop.alloc_id));
+        let others: BTreeSet<&JobId> = stopped.map(|alloc| alloc.job_id()).filter(|id| **id != plan.job_id).collect();
+        let jobs = others.into_iter().filter_map(|id| self.catalog.job(id));
+        jobs.map(|job| new_eval(job.id.clone(), job.priority, EvalTrigger::Preemption)).collect()
     }
 
     /// Placements of a plan that is on its way: others are not to count on the same room.
@@ -142,8 +156,20 @@ fn plan_from(
 ) -> (Plan, BTreeMap<String, GroupChanges>) {
     let allocs = catalog.allocs_of_job(&eval.job_id).map(AsRef::as_ref).collect();
     let deployment = catalog.latest_deployment(&eval.job_id).map(AsRef::as_ref);
-    let view = ClusterView::new(state, allocs, deployment);
-    scheduler::explain(&view, eval, catalog.job(&eval.job_id).map(AsRef::as_ref), now, seed)
+    let job = catalog.job(&eval.job_id).map(AsRef::as_ref);
+    let unmet = job.map(|job| unmet(catalog, job)).unwrap_or_default();
+    let view = ClusterView { unmet, ..ClusterView::new(state, allocs, deployment) };
+    scheduler::explain(&view, eval, job, now, seed)
+}
+
+/// What the job waits for, in words.
+fn unmet(catalog: &Catalog, job: &Job) -> Vec<String> {
+    if job.depends_on.is_empty() {
+        return Vec::new();
+    }
+    scheduler::unmet(job, |id| {
+        Some((catalog.job(id)?.as_ref(), catalog.allocs_of_job(id).map(AsRef::as_ref).collect()))
+    })
 }
 
 impl Classes {
@@ -190,8 +216,8 @@ fn names_single_nodes(job: &Job, groups: &[&TaskGroup]) -> bool {
     let unique = |constraint: &Constraint| {
         [&constraint.attribute, &constraint.value].iter().any(|text| text.contains("unique."))
     };
-    let of_groups = groups.iter().flat_map(|group| {
-        group.constraints.iter().chain(group.tasks.iter().flat_map(|task| &task.constraints))
-    });
+    let of_groups = groups
+        .iter()
+        .flat_map(|group| group.constraints.iter().chain(group.tasks.iter().flat_map(|task| &task.constraints)));
     job.constraints.iter().chain(of_groups).any(unique)
 }

@@ -6,8 +6,7 @@ use crate::clock;
 use crate::member::ProposeError;
 use broker::{Delivery, Done};
 use model::{
-    AllocId, Allocation, Applied, Command, EvalStatus, EvalTrigger, Evaluation, Index, Plan, PlacementFailure,
-    Refusal,
+    AllocId, Allocation, Applied, Command, EvalStatus, EvalTrigger, Evaluation, Index, PlacementFailure, Plan, Refusal,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -33,7 +32,10 @@ struct Planned {
 enum Outcome {
     Applied(Index),
     /// Parts of it, or nothing, took effect; what did is in the state at the index.
-    Overtaken { progress: bool, seen: Index },
+    Overtaken {
+        progress: bool,
+        seen: Index,
+    },
     /// The evaluation is not open any more: another one covers its job.
     Covered,
     Failed(String),

@@ -260,17 +260,10 @@ impl Reader {
 
     fn kind(&mut self, text: Option<&str>) -> JobKind {
         let text = text.filter(|text| !text.is_empty()).unwrap_or("service");
-        match rules::job_kind(text) {
-            Ok(kind) => kind,
-            Err(rules::KindRefusal::NotBuilt) => {
-                self.problems.push(JobProblem::NotBuilt { path: format!("Job.Type \"{text}\"") });
-                JobKind::parse(text).unwrap_or(JobKind::Service)
-            }
-            Err(rules::KindRefusal::Unknown) => {
-                self.invalid("Job.Type", format!("{text:?} is not a job type; use \"service\""));
-                JobKind::Service
-            }
-        }
+        JobKind::parse(text).unwrap_or_else(|| {
+            self.invalid("Job.Type", format!("{text:?} is not a job type; use \"service\""));
+            JobKind::Service
+        })
     }
 
     fn group(&mut self, group: TaskGroup, job: &str, of_job: &Policies, path: &str) -> ModelGroup {

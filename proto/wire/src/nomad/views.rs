@@ -805,9 +805,32 @@ fn node_status(status: model::NodeStatus) -> String {
     .to_owned()
 }
 
+impl Node {
+    /// With the reason that the servers have for its status.
+    pub fn described(mut self, reason: &str) -> Self {
+        describe(&mut self.status_description, reason);
+        self
+    }
+}
+
+impl NodeListStub {
+    /// As [`Node::described`].
+    pub fn described(mut self, reason: &str) -> Self {
+        describe(&mut self.status_description, reason);
+        self
+    }
+}
+
+fn describe(description: &mut String, reason: &str) {
+    if !reason.is_empty() {
+        *description = reason.to_owned();
+    }
+}
+
 fn status_description(status: model::NodeStatus) -> String {
     match status {
         model::NodeStatus::Suspect => "suspect: the agent's session is lost; flows and allocations stay".to_owned(),
+        model::NodeStatus::Disconnected => "disconnected: neither its agent nor its kernel answers".to_owned(),
         _ => String::new(),
     }
 }
