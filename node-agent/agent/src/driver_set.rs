@@ -2,7 +2,7 @@
 
 use crate::config::AgentConfig;
 use drivers::{Docker, DockerOptions, Driver, Exec, Java, RawExec};
-use model::{AllocId, Allocation};
+use model::{AllocId, Allocation, Plugin};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub type Drivers = Vec<Box<dyn Driver>>;
@@ -13,8 +13,8 @@ pub fn of(config: &AgentConfig) -> Drivers {
     vec![
         Box::new(Exec),
         Box::new(RawExec { enabled: config.raw_exec }),
-        Box::new(Docker::docker(engine(&config.docker))),
-        Box::new(Docker::podman(engine(&config.podman))),
+        Box::new(Docker::new(Plugin::Docker, engine(&config.docker))),
+        Box::new(Docker::new(Plugin::Podman, engine(&config.podman))),
         Box::new(Java),
     ]
 }
@@ -26,7 +26,8 @@ pub fn attributes(drivers: &[Box<dyn Driver>]) -> BTreeMap<String, String> {
 
 /// Removes what is kept for an allocation beyond its tasks, which have ended.
 pub async fn release(drivers: &[Box<dyn Driver>], alloc: &Allocation) {
-    let names: BTreeSet<_> = alloc.task_group().into_iter().flat_map(|group| &group.tasks).map(|task| task.driver.name()).collect();
+    let names: BTreeSet<_> =
+        alloc.task_group().into_iter().flat_map(|group| &group.tasks).map(|task| task.driver.name()).collect();
     for driver in drivers.iter().filter(|driver| names.contains(driver.name())) {
         if let Err(error) = driver.release(alloc.id).await {
             tracing::warn!(alloc = %alloc.id, driver = driver.name(), error, "what the driver kept for an ended allocation is left; it is removed later");

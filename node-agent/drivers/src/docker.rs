@@ -81,13 +81,9 @@ pub struct Docker {
 }
 
 impl Docker {
-    pub fn docker(options: DockerOptions) -> Self {
-        Self { plugin: Plugin::Docker, options }
-    }
-
-    /// Speaks to podman's service of Docker's API.
-    pub fn podman(options: DockerOptions) -> Self {
-        Self { plugin: Plugin::Podman, options }
+    /// `docker`, or `podman`, which speaks to podman's service of Docker's API.
+    pub fn new(plugin: Plugin, options: DockerOptions) -> Self {
+        Self { plugin, options }
     }
 
     fn version(&self) -> Result<containers::Version, EngineError> {

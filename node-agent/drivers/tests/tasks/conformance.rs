@@ -240,7 +240,11 @@ each_driver!(a_further_command_runs_inside_the_task, bench, driver, {
     let (out, err, code) = exec(&task, shell(script), inputs).await;
     assert_eq!((out.as_str(), err.as_str(), code), ("mark\nhi from n1 more\ngot one\ntwo\n", "oops\n", 9));
     let inside = exec(&task, shell("for n in pid mnt uts; do readlink /proc/self/ns/$n; done"), Vec::new()).await.0;
-    let Phase::Running { pid, .. } = task.status().await.expect("status").phase else { panic!("does not run") };
+    let pid = match task.status().await.expect("status").phase {
+        Phase::Running { pid, .. } => pid,
+        Phase::Starting | Phase::Exited(_) => 0,
+    };
+    assert!(pid > 0, "does not run");
     for name in ["pid", "mnt", "uts"] {
         let own = std::fs::read_link(format!("/proc/{pid}/ns/{name}")).expect("reads");
         assert!(inside.contains(own.to_str().expect("utf-8")), "{name}: {inside}");
@@ -262,11 +266,14 @@ each_driver!(a_terminal_can_be_had_resized_and_hung_up, bench, driver, {
     sender.send(ExecInput::Stdin(b"\n".to_vec())).await.expect("sends");
     let mut seen = String::new();
     while !seen.contains("43 132") {
-        match receiver.next().await {
-            Some(ExecOutput::Stdout(bytes)) => seen.push_str(&String::from_utf8_lossy(&bytes)),
-            other => panic!("{other:?} after {seen:?}"),
-        }
+        let output = receiver.next().await;
+        let Some(ExecOutput::Stdout(bytes)) = &output else {
+            assert_eq!(output, None, "after {seen:?}");
+            break;
+        };
+        seen.push_str(&String::from_utf8_lossy(bytes));
     }
+    assert!(seen.contains("43 132"), "{seen:?}");
     let deadline = Instant::now() + Duration::from_secs(10);
     while !runs(&format!("sleep\0{sleep}")) {
         assert!(Instant::now() < deadline, "it does not sleep");

@@ -102,7 +102,7 @@ async fn an_owner_can_allow_what_is_refused() {
     let bench = Bench::new();
     let mut options = engines::options(Plugin::Docker, &engines::docker_socket());
     (options.allow_privileged, options.volumes) = (true, true);
-    let driver = Docker::docker(options);
+    let driver = Docker::new(Plugin::Docker, options);
     let shared = bench.dir.path().join("shared");
     std::fs::create_dir(&shared).expect("makes");
     let mut pairs = shell("echo there > /host/file; test -c /dev/mine && echo device; grep CapEff /proc/self/status");
@@ -160,7 +160,7 @@ async fn an_image_that_cannot_be_had_is_named() {
 #[tokio::test]
 async fn an_engine_that_is_not_there_is_named() {
     let bench = Bench::new();
-    let driver = Docker::docker(engines::options(Plugin::Docker, Path::new("/nowhere/docker.sock")));
+    let driver = Docker::new(Plugin::Docker, engines::options(Plugin::Docker, Path::new("/nowhere/docker.sock")));
     assert!(!driver.fingerprint().detected && driver.fingerprint().description.contains("/nowhere/docker.sock"));
     let spec = bench.prepare(&driver, docker_config(shell("true"))).expect("prepares");
     let error = bench.launcher().start(&spec).await.expect_err("must not start").to_string();
@@ -254,7 +254,7 @@ async fn an_image_from_a_file_is_loaded_once_and_collected_when_unused() {
     let mut options = engines::options(Plugin::Docker, &socket);
     options.images = bench.dir.path().join("images");
     options.image_unused = Some(Duration::ZERO);
-    let driver = Docker::docker(options);
+    let driver = Docker::new(Plugin::Docker, options);
     let spec = bench.prepare(&driver, docker_config(pairs)).expect("prepares");
     let handle = bench.start(&spec).await;
     assert_eq!(handle.wait().await.expect("waits").outcome, Outcome::Exited(0));

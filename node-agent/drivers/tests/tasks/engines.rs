@@ -21,7 +21,7 @@ const APPLETS: [&str; 37] = [
 ];
 
 pub fn docker() -> Docker {
-    Docker::docker(options(Plugin::Docker, &docker_socket()))
+    Docker::new(Plugin::Docker, options(Plugin::Docker, &docker_socket()))
 }
 
 pub fn docker_socket() -> PathBuf {
@@ -83,7 +83,7 @@ pub fn podman() -> Docker {
         import(&[&podman[..], &["import", "-", IMAGE]].concat());
         socket
     });
-    Docker::podman(options(Plugin::Podman, socket))
+    Docker::new(Plugin::Podman, options(Plugin::Podman, socket))
 }
 
 pub fn options(plugin: Plugin, socket: &Path) -> DockerOptions {

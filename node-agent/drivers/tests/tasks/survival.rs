@@ -125,7 +125,7 @@ fn the_freezer_kills_what_keeps_forking() {
         .create(&on, &path, &Limits { cpu_mhz: 100, memory_bytes: 32 << 20, pids_max: 300, ..Limits::default() })
         .expect("creates");
     let enter: String = cgroup.v1.values().map(|dir| format!("echo 0 > {}/cgroup.procs; ", dir.display())).collect();
-    let script = format!("{enter} while :; do sleep 30 & done");
+    let script = format!("{enter} while :; do sleep 30 & sleep 0.02; done");
     let mut child = Command::new("sh").args(["-c", &script]).stderr(std::process::Stdio::null()).spawn().expect("runs");
     let busy = (0..1_000).any(|_| {
         std::thread::sleep(Duration::from_millis(5));
