@@ -8,6 +8,17 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/")).to_owned()
 }
 
+/// Instruction set 3 (kernel 5.12) has compare-and-exchange. Packets lie at odd addresses: without the feature each of
+/// their words is read byte by byte.
+const FLAGS: [&str; 6] = [
+    "-Clinker=bpf-linker",
+    "--cfg=bpf_target_arch=\"x86_64\"",
+    "-Ctarget-cpu=v3",
+    "-Clink-arg=--cpu-features=+allows-misaligned-mem-access",
+    "-Clink-arg=--btf",
+    "-Cdebuginfo=2",
+];
+
 /// Builds both objects into target/bpf/: the data path's, and the one that lab links are ended with. Debian's rustc carries a `core` for bpfel-unknown-none that fits its own LLVM, which is the one
 /// bpf-linker was built with; RUSTC_BOOTSTRAP lets it take the unstable features that aya-ebpf needs.
 pub fn ebpf() -> Result<()> {
@@ -20,8 +31,7 @@ pub fn bench_ebpf() -> Result<()> {
 }
 
 fn compile_objects(arguments: &[&str], names: &[&str], suffix: &str) -> Result<()> {
-    let flags =
-        ["-Clinker=bpf-linker", "--cfg=bpf_target_arch=\"x86_64\"", "-Clink-arg=--btf", "-Cdebuginfo=2"].join("\u{1f}");
+    let flags = FLAGS.join("\u{1f}");
     let mut cargo = cargo();
     cargo
         .current_dir(root().join("ebpf/programs"))

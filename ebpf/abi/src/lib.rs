@@ -12,12 +12,14 @@
 mod order;
 mod reason;
 mod ring;
+mod stamp;
 #[cfg(test)]
 mod tests;
 
 pub use order::{Be16, Be32};
 pub use reason::{Kind, Reason};
 pub use ring::{RingHead, SLAB_SIZES, slab_class_for, slab_size};
+pub use stamp::Stamp;
 
 /// IP protocol numbers as they stand in keys.
 pub const PROTO_TCP: u8 = 6;
@@ -58,6 +60,16 @@ pub const FLOW_FIN_FORWARD: u8 = 1;
 pub const FLOW_FIN_REPLY: u8 = 2;
 /// [`Flow::state`]: a RST went either way; the key may be taken over at once.
 pub const FLOW_RST: u8 = 4;
+/// [`Flow::state`]: the backend has sent something.
+pub const FLOW_REPLIED: u8 = 8;
+/// [`Flow::state`], and a [`Way`]'s: after a reply the client sent more; nobody can make a table forget such a flow by opening
+/// others. In a way: a packet after the one that made it.
+pub const FLOW_CONFIRMED: u8 = 16;
+/// [`Flow::state`]: of UDP, else of TCP.
+pub const FLOW_UDP: u8 = 32;
+
+/// [`Flow::state`], and a [`Way`]'s: the place is not free.
+pub const FLOW_USED: u8 = 64;
 
 macro_rules! shared {
     ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty),+ $(,)? })+) => {
@@ -143,24 +155,45 @@ shared! {
 
     /// One remembered choice at the entry.
     Way {
-        /// Client address, client port, frontend: [`Way::key_of`]. Zero: free.
+        /// Client address, client port, frontend: [`Way::key_of`].
         key: u64,
         /// Its id in [`maps::BACKENDS`], which holds no more than 16 bits can name.
         backend: u16,
-        /// The source port that a local backend sees. Good for as long as [`Way::seen`] is now: the flow table was asked
-        /// within this tick. Zero: not asked yet.
+        /// The source port that a local backend sees. Good for as long as the stamp's time is now: the flow table was asked
+        /// within this unit. Zero: not asked yet.
         port: Be16,
-        /// Low half of jiffies at the last packet.
-        seen: u32,
+        /// A [`Stamp`].
+        stamp: u32,
     }
 
     /// One cache line of the entry's flow cache.
     Bucket { ways: [Way; 4] }
 
-    /// A connection as the backend sees it: key of [`maps::FLOWS`].
+    /// Four flows of [`maps::FLOWS`], field by field: what is searched and aged lies in the first cache line, what is read of
+    /// a flow that was found in the second.
+    FlowBucket {
+        /// Client address, client port, backend port: [`FlowKey::ends`].
+        ends: [u64; 4],
+        backend: [Be32; 4],
+        /// [`Stamp`]s, whose state says the protocol, too, and whether the place is free.
+        stamps: [u32; 4],
+        dialled: [Be32; 4],
+        entry: [Be32; 4],
+        /// The dialled port, and the client's own, in their order in memory.
+        ports: [[Be16; 2]; 4],
+        /// Odd while a CPU writes the bucket; two more after it.
+        sequence: u32,
+        /// Not zero: flows that belong here went to their second bucket.
+        overflowed: u32,
+        pad: [u32; 2],
+    }
+
+    /// A connection as the backend sees it: what [`maps::FLOWS`] is searched for.
+    #[repr(align(8))]
     FlowKey { client: Be32, backend: Be32, client_port: Be16, backend_port: Be16, proto: u8, pad: [u8; 3] }
 
-    /// How replies of a connection find back.
+    /// How replies of a connection find back: what a [`FlowBucket`] says of one flow.
+    #[repr(align(8))]
     Flow {
         dialled: Be32,
         /// The node that the client's packets came in by; zero when that is this one.
@@ -168,10 +201,10 @@ shared! {
         dialled_port: Be16,
         /// What the client used; differs from the key's port when that one was taken (see [`AliasKey`]).
         original_port: Be16,
-        /// Low half of jiffies at the last packet.
+        /// Of its last packet, in units of a [`Stamp`].
         seen: u32,
         state: u8,
-        pad: [u8; 3],
+        pad: [u8; 7],
     }
 
     /// A connection as the client sees it, for those whose source port had to be replaced: key of [`maps::ALIASES`].
@@ -198,6 +231,38 @@ shared! {
     /// Traffic towards one backend, at its id in [`maps::BACKEND_COUNTERS`], per CPU.
     BackendCounters { packets: u64, bytes: u64, flows: u64 }
 
+    /// What the uplink's first program leaves for the one it hands a frame on to, in [`maps::PARKED`].
+    Parked {
+        /// The packet's ends.
+        client: Be32,
+        dialled: Be32,
+        client_port: Be16,
+        dialled_port: Be16,
+        proto: u8,
+        /// TCP's.
+        flags: u8,
+        /// Where the frame goes, when `answer` is zero.
+        target_port: Be16,
+        target: Be32,
+        /// The source port to show the backend, once the flow was admitted; and whether the flow was confirmed.
+        source_port: Be16,
+        confirmed: u16,
+        /// A [`Reason`] and one, when the frame is to be answered instead.
+        answer: u32,
+        /// The node it came in by; zero when that is this one.
+        entry: Be32,
+        /// The MAC of the neighbour that sent a tunnelled frame, in the low bytes.
+        neighbour: u64,
+        /// The backend's id, when this node chose it; and whether the flow is new.
+        backend: u32,
+        opens: u32,
+        /// Where this node's choice is remembered: index into [`maps::ENTRY_FLOWS`], and the way's key.
+        bucket: u32,
+        /// How many source ports were tried for the flow and found taken.
+        tries: u32,
+        way: u64,
+    }
+
     /// Ring buffer event: a next hop has no link-layer address yet.
     Unresolved { addr: Be32 }
 }
@@ -207,6 +272,14 @@ impl Way {
     #[inline(always)]
     pub const fn key_of(client: Be32, client_port: Be16, frontend: u16) -> u64 {
         (client.get() as u64) << 32 | (client_port.get() as u64) << 16 | frontend as u64
+    }
+}
+
+impl FlowKey {
+    /// Its client's and backend's ends but for the backend's address, as one word. Zero for nobody's flow alone.
+    #[inline(always)]
+    pub const fn ends(&self) -> u64 {
+        (self.client.get() as u64) << 32 | (self.client_port.get() as u64) << 16 | self.backend_port.get() as u64
     }
 }
 
@@ -250,8 +323,8 @@ pub mod maps {
         UPLINK "uplink" Array<Uplink> UPLINK_MAX = 1;
         /// The entry's flow cache: one slice of `ENTRY_BUCKETS` buckets for each CPU.
         ENTRY_FLOWS "entry_flows" Array<Bucket> ENTRY_BUCKETS = 65_536;
-        /// `FlowKey -> Flow`.
-        FLOWS "flows" LruHash<FlowKey, Flow> FLOWS_MAX = 262_144;
+        /// Flows to backends of this node, shared by all CPUs, mmapable. The loader sets the number of buckets; this is the default.
+        FLOWS "flows" Array<FlowBucket> FLOW_BUCKETS = 65_536;
         /// `AliasKey -> Alias`.
         ALIASES "aliases" LruHash<AliasKey, Alias> ALIASES_MAX = 16_384;
         /// When an alias was last made or used, in jiffies, by the low bits of the flow's hash. Zero: never, so that nearly
@@ -263,6 +336,10 @@ pub mod maps {
         BACKEND_COUNTERS "backend_counters" PerCpuArray<BackendCounters> BACKEND_COUNTERS_MAX = 65_536;
         /// `Reason -> u64`.
         REASONS "reasons" PerCpuArray<u64> REASONS_MAX = 64;
+        /// Programs that others hand a frame on to, by the indices in [`crate::programs`].
+        PROGRAMS "programs" ProgramArray<u32> PROGRAMS_MAX = 8;
+        /// `0 -> Parked`, per CPU.
+        PARKED "parked" PerCpuArray<Parked> PARKED_MAX = 1;
         /// `netns cookie -> 1`: the namespaces whose sockets are translated.
         SCOPE "scope" Hash<u64, u32> SCOPE_MAX = 4_096;
         /// Ring buffer of `Unresolved`, in bytes.
@@ -274,6 +351,16 @@ pub mod maps {
 pub mod programs {
     /// XDP at the uplink.
     pub const XDP_UPLINK: &str = "xdp_uplink";
+    /// XDP that tells the flow table of a packet for one of this node's backends.
+    pub const XDP_ADMIT: &str = "xdp_admit";
+    /// XDP that delivers what was admitted, and answers what leads nowhere.
+    pub const XDP_DELIVER: &str = "xdp_deliver";
+    /// Index of [`XDP_ADMIT`].
+    pub const ADMIT: u32 = 0;
+    /// Index of [`XDP_DELIVER`].
+    pub const DELIVER: u32 = 1;
+    /// The programs that others hand a frame on to, with their indices in [`super::maps::PROGRAMS`].
+    pub const HANDED_ON: [(u32, &str); 2] = [(ADMIT, XDP_ADMIT), (DELIVER, XDP_DELIVER)];
     /// TC ingress at the host side of an allocation's veth.
     pub const TC_VETH: &str = "tc_veth";
     /// TC egress at the uplink.
@@ -293,7 +380,7 @@ pub mod programs {
 }
 
 /// Everything whose change makes pinned maps unreadable for a new program, as text.
-pub const LAYOUT: &[&str] = &[TYPES, maps::DEFINITIONS, ring::SIZES_TEXT, "semantics=2"];
+pub const LAYOUT: &[&str] = &[TYPES, maps::DEFINITIONS, ring::SIZES_TEXT, "semantics=3"];
 
 /// FNV-1a over [`LAYOUT`]: names the directory that maps of this layout are pinned in.
 pub const LAYOUT_HASH: u64 = fnv(LAYOUT);

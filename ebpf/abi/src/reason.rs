@@ -28,6 +28,7 @@ macro_rules! reasons {
                 match self { $(Self::$variant => $name),+ }
             }
 
+            #[inline(always)]
             pub const fn kind(self) -> Kind {
                 match self { $(Self::$variant => Kind::$kind),+ }
             }
@@ -62,7 +63,7 @@ reasons! {
     AliasExhausted = 11, "alias_exhausted", Dropped;
     /// The kernel refused to make room for, or remove, the outer headers.
     HeadroomRefused = 12, "headroom_refused", Dropped;
-    /// The kernel refused to store the flow.
+    /// No place in the flow table: all that could hold the flow are connections in use.
     FlowTableRefused = 13, "flow_table_refused", Dropped;
     /// A ring points outside its slots, or to a backend that is not there.
     RingDamaged = 14, "ring_damaged", Dropped;
@@ -93,4 +94,10 @@ reasons! {
     ResetBackendGone = 25, "reset_backend_gone", Answered;
     /// A reset: the connection leads to an address that is not here any more.
     ResetNotOurEndpoint = 26, "reset_not_our_endpoint", Answered;
+    /// Other CPUs held a part of the flow table for too long.
+    FlowTableBusy = 27, "flow_table_busy", Dropped;
+    /// The entry's cache had no place for a flow's choice: until it has, the ring decides.
+    EntryFull = 28, "entry_cache_full", Noted;
+    /// A program that frames are handed on to is not loaded.
+    ProgramMissing = 29, "program_missing", Dropped;
 }

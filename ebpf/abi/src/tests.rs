@@ -14,8 +14,11 @@ fn sizes_are_what_the_cost_table_was_measured_with() {
     assert_eq!(size_of::<Backend>(), 16);
     assert_eq!(size_of::<Bucket>(), 64);
     const { assert!(maps::BACKENDS_MAX <= 1 << 16, "a way holds 16 bits of a backend's id") };
+    assert!(maps::FLOW_BUCKETS.is_power_of_two() && maps::ENTRY_BUCKETS.is_power_of_two());
     assert!(maps::ALIAS_HINTS_MAX.is_power_of_two() && maps::NEAR_ENDPOINTS_MAX == 256);
-    assert_eq!(size_of::<FlowKey>(), 16);
+    assert_eq!(size_of::<FlowBucket>(), 128, "two cache lines");
+    assert_eq!(core::mem::offset_of!(FlowBucket, dialled), 64, "what is searched fits the first one");
+    assert_eq!(core::mem::offset_of!(FlowBucket, pad), 120);
 }
 
 #[test]
@@ -76,4 +79,26 @@ fn slab_size_and_its_text_agree() {
         assert_eq!(head.parse(), Ok(*size));
         rest = tail;
     }
+}
+
+#[test]
+fn a_stamp_keeps_time_and_state_and_time_goes_round() {
+    let stamp = Stamp::new(Stamp::time(0x1_0000_0000 - 256), FLOW_UDP);
+    assert_eq!((stamp.seen(), stamp.state()), (0x00ff_ffff, FLOW_UDP));
+    assert_eq!(stamp.idle(Stamp::time(0x1_0000_0000 + 1024)), 5);
+    assert_eq!(Stamp::from_word(stamp.word()), stamp);
+}
+
+#[test]
+fn ends_of_a_flow_are_one_word() {
+    let addr = Be32::from_bytes;
+    let key = FlowKey {
+        client: addr([1, 2, 3, 4]),
+        backend: addr([9, 9, 9, 9]),
+        client_port: Be16::new(0x0506),
+        backend_port: Be16::new(0x0708),
+        proto: PROTO_TCP,
+        pad: [0; 3],
+    };
+    assert_eq!(key.ends(), 0x0102_0304_0506_0708);
 }

@@ -32,6 +32,14 @@ impl FlowHash {
         self.0 as u32
     }
 
+    /// The flow table's two buckets, of `1 << bits`: never the same one, but in a table of one.
+    #[inline(always)]
+    pub const fn buckets(self, bits: u32) -> (u32, u32) {
+        let mask = (1 << bits) - 1;
+        let first = self.0 as u32 & mask;
+        (first, first ^ ((self.0 >> 32) as u32 | 1) & mask)
+    }
+
     /// The tunnel's source port, so that networks spread flows over paths and queues (RFC 8926, section 3.3).
     #[inline(always)]
     pub const fn tunnel_port(self) -> Be16 {

@@ -47,6 +47,7 @@ pub fn ether_type<B: Bytes + ?Sized>(frame: &B) -> Result<(), Skip> {
 
 /// An IPv4 header without options, of a packet that is no fragment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(align(8))]
 pub struct Ipv4 {
     pub src: Be32,
     pub dst: Be32,
@@ -98,7 +99,11 @@ impl Ipv4 {
 }
 
 /// What of a TCP or UDP header chooses and follows a flow.
+///
+/// As other parsed values that live on the kernel's stack it has the alignment of a long word: compilers copy neighbouring
+/// fields as one, and the verifier allows no such copy at an odd place of the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(align(8))]
 pub struct Transport {
     pub src_port: Be16,
     pub dst_port: Be16,

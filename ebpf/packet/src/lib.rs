@@ -14,6 +14,7 @@
 
 mod bytes;
 mod checksum;
+pub mod flows;
 mod hash;
 mod headers;
 mod mss;

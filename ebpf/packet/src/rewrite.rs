@@ -6,6 +6,7 @@ use crate::{Bytes, Checksum, IPV4, Ipv4, Transport};
 
 /// Both ends of a TCP segment or UDP datagram as they shall be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(align(8))]
 pub struct Rewrite {
     pub src: Be32,
     pub dst: Be32,

@@ -340,3 +340,161 @@ proptest! {
         prop_assert!(sum(&changed, updated.get() as u32) == 0xffff);
     }
 }
+
+mod flow_rules {
+    use abi::{
+        FLOW_CONFIRMED, FLOW_FIN_FORWARD, FLOW_FIN_REPLY, FLOW_RST, FLOW_UDP, FLOW_USED, FlowBucket, FlowKey, Stamp,
+        Way,
+    };
+
+    use super::*;
+    use crate::flows::{self, NONE, WAYS};
+
+    const NOW: u32 = 5_000_000;
+    const USED: u8 = FLOW_USED;
+    const OPEN: u8 = FLOW_USED | FLOW_CONFIRMED;
+
+    fn key(port: u16, proto: u8) -> FlowKey {
+        let (client_port, backend_port) = (Be16::new(port), Be16::new(8080));
+        FlowKey { client: CLIENT, backend: BACKEND, client_port, backend_port, proto, pad: [0; 3] }
+    }
+
+    fn stamp(idle: u32, state: u8) -> Stamp {
+        Stamp::new(NOW.wrapping_sub(idle) & 0x00ff_ffff, state)
+    }
+
+    fn bucket(stamps: [Stamp; WAYS]) -> FlowBucket {
+        FlowBucket { stamps: stamps.map(Stamp::word), ..FlowBucket::default() }
+    }
+
+    fn packet(flags: u8) -> Transport {
+        Transport { src_port: Be16::new(1), dst_port: Be16::new(2), proto: 6, flags }
+    }
+
+    #[test]
+    fn a_flow_is_found_by_its_whole_key_in_every_place() {
+        for way in 0..WAYS {
+            let mut held = FlowBucket::default();
+            let key_of_one = key(7, 6);
+            (held.ends[way], held.backend[way]) = (key_of_one.ends(), BACKEND);
+            assert_eq!(flows::find(&held, &key_of_one), NONE, "a free place holds nobody");
+            held.stamps[way] = stamp(0, USED).word();
+            assert_eq!(flows::find(&held, &key_of_one), way);
+            let others = [key(8, 6), key(7, 17), FlowKey { backend: VIP, ..key_of_one }];
+            assert!(others.iter().all(|other| flows::find(&held, other) == NONE));
+            held.stamps[way] = stamp(0, USED | FLOW_UDP).word();
+            assert_eq!(flows::find(&held, &key(7, 17)), way);
+        }
+    }
+
+    #[test]
+    fn who_can_best_be_spared_gives_way() {
+        let both = FLOW_FIN_FORWARD | FLOW_FIN_REPLY;
+        let (free, fresh, old) = (Stamp::default(), stamp(0, USED), stamp(50, USED));
+        let (open, closed) = (stamp(1_000, OPEN), stamp(9, OPEN | both));
+        let cases = [
+            ([open, free, old, closed], 1, "a free place"),
+            ([open, fresh, old, closed], 3, "an ended flow"),
+            (
+                [open, fresh, old, stamp(8, OPEN | both)],
+                2,
+                "of half-open ones the oldest, before late segments lose their flow",
+            ),
+            ([open, open, open, fresh], 3, "a half-open one, however young"),
+            ([open, stamp(345_601, OPEN), open, open], 1, "a connection idle for a day"),
+            ([open, open, stamp(721, OPEN | FLOW_UDP), open], 2, "a UDP flow idle for minutes"),
+            ([open, open, open, stamp(1_201, OPEN | FLOW_FIN_REPLY)], 3, "a connection closed on one side only"),
+            ([stamp(9, OPEN | FLOW_RST), open, open, open], 0, "a reset one"),
+            (
+                [open, stamp(345_600, OPEN), stamp(720, OPEN | FLOW_UDP), stamp(1_200, OPEN | FLOW_FIN_REPLY)],
+                NONE,
+                "nobody",
+            ),
+        ];
+        for (stamps, expected, who) in cases {
+            assert_eq!(flows::spare(&bucket(stamps), NOW), expected, "{who}");
+        }
+    }
+
+    #[test]
+    fn states_follow_both_sides() {
+        let opened = flows::opened(&packet(TCP_SYN));
+        assert_eq!(opened, USED);
+        assert_eq!(flows::forwarded(opened, &packet(TCP_ACK)), USED, "without a reply nothing is confirmed");
+        let replied = flows::replied(opened, &packet(TCP_SYN | TCP_ACK));
+        let confirmed = flows::forwarded(replied, &packet(TCP_ACK));
+        assert_eq!(confirmed & FLOW_CONFIRMED, FLOW_CONFIRMED);
+        assert_eq!(flows::forwarded(confirmed, &packet(TCP_SYN)), confirmed, "a forged SYN changes nothing");
+        let closing =
+            flows::replied(flows::forwarded(confirmed, &packet(TCP_FIN | TCP_ACK)), &packet(TCP_FIN | TCP_ACK));
+        assert!(flows::is_live(Stamp::new(NOW, closing), NOW) && !flows::is_live(stamp(9, closing), NOW));
+        assert_eq!(flows::forwarded(closing, &packet(TCP_SYN)), USED, "the ports are used again");
+        let reset = flows::replied(confirmed, &packet(TCP_RST));
+        assert!(!flows::is_live(Stamp::new(NOW, reset), NOW));
+        let datagram = Transport { proto: 17, flags: 0, ..packet(0) };
+        assert_eq!(flows::opened(&datagram), USED | FLOW_UDP);
+    }
+
+    #[test]
+    fn a_half_open_flow_is_taken_over_after_a_minute_and_a_confirmed_one_after_a_day() {
+        for (state, idle_max) in [(USED, 240), (OPEN, 345_600), (OPEN | FLOW_UDP, 720)] {
+            assert!(flows::is_live(stamp(idle_max, state), NOW));
+            assert!(!flows::is_live(stamp(idle_max + 1, state), NOW));
+        }
+    }
+
+    #[test]
+    fn the_entry_forgets_what_nobody_confirmed_first() {
+        let way = |idle, state| Way { key: 1, stamp: stamp(idle, state).word(), ..Way::default() };
+        let spare = |ways| flows::spare_way(&ways, NOW);
+        let open = way(0, OPEN);
+        assert_eq!(spare([open, Way::default(), way(9, USED), open]), Some(1));
+        assert_eq!(spare([open, way(3, USED), way(9, USED), open]), Some(2));
+        assert_eq!(spare([open, way(1_201, OPEN), way(1_300, OPEN), way(0, USED)]), Some(3));
+        assert_eq!(spare([open, way(1_201, OPEN), way(1_300, OPEN), open]), Some(2));
+        assert_eq!(spare([way(1_200, OPEN); WAYS]), None);
+    }
+
+    proptest! {
+        /// The rule as it would be written down, against the one without branches.
+        #[test]
+        fn ranks_are_what_the_rule_says(idle in 0..0x00ff_ffff_u32, state in 0..128_u8) {
+            let has = |mask: u8| state & mask == mask;
+            let any_fin = state & (FLOW_FIN_FORWARD | FLOW_FIN_REPLY) != 0;
+            let idle_max = if has(FLOW_UDP) { 720 } else if any_fin { 1_200 } else { 345_600 };
+            let class = if !has(FLOW_USED) {
+                8
+            } else if (has(FLOW_RST) || has(FLOW_FIN_FORWARD | FLOW_FIN_REPLY)) && idle > 8 {
+                4
+            } else if !has(FLOW_CONFIRMED) {
+                2
+            } else {
+                u32::from(idle > idle_max)
+            };
+            let rank = flows::rank(stamp(idle, state), NOW);
+            let highest = 31_u32.saturating_sub((rank >> 24).leading_zeros());
+            match class {
+                0 => prop_assert_eq!(rank, 0),
+                class => prop_assert_eq!((1 << highest, rank & 0x00ff_ffff), (class, idle)),
+            }
+        }
+
+        #[test]
+        fn the_one_spared_has_the_highest_rank(stamps in proptest::array::uniform4(any::<u32>()), now in 0..0x00ff_ffff_u32) {
+            let stamps = stamps.map(|word| Stamp::from_word(word & 0xffff_ff7f));
+            let best = stamps.iter().map(|stamp| flows::rank(*stamp, now)).max().unwrap();
+            match flows::spare(&bucket(stamps), now) {
+                NONE => prop_assert_eq!(best, 0),
+                way => prop_assert_eq!(flows::rank(stamps[way], now), best),
+            }
+        }
+
+        #[test]
+        fn a_flow_has_two_buckets(hash in any::<(u32, u16, u32, u16)>(), bits in 1..20_u32) {
+            let (client, port, backend, backend_port) = hash;
+            let hash = FlowHash::of(Be32::new(client), Be16::new(port), Be32::new(backend), Be16::new(backend_port));
+            let (first, second) = hash.buckets(bits);
+            prop_assert!(first != second && first < 1 << bits && second < 1 << bits);
+        }
+    }
+}

@@ -66,6 +66,7 @@ impl Kind {
 
 /// The backend that the entry chose. Addresses, not ids: ids are each agent's own. Zero for other kinds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(align(8))]
 pub struct Target {
     pub addr: Be32,
     pub port: Be16,

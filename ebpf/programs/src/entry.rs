@@ -1,11 +1,15 @@
 //! The entry's choice of a backend, and its memory of it: client -> backend, nothing else, per CPU.
 
-use abi::{BACKEND_DOWN, BACKEND_DRAINING, Backend, Be16, Bucket, Reason, RingHead, VipValue, Way};
-use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_jiffies64};
-use packet::{FlowHash, Ipv4, Transport};
+use abi::{
+    BACKEND_DOWN, BACKEND_DRAINING, Backend, Be16, Bucket, FLOW_CONFIRMED, FLOW_USED, Parked, Reason, RingHead, Stamp,
+    VipValue, Way,
+};
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
+use packet::{FlowHash, Ipv4, Transport, flows};
 
 use crate::{
     count,
+    flow::now,
     maps::{BACKENDS, ENTRY_FLOWS, RING_HEADS, RING_SLOTS},
 };
 
@@ -13,31 +17,40 @@ use crate::{
 #[unsafe(no_mangle)]
 static ENTRY_BITS: u32 = 16;
 
-/// How long the choice for an idle UDP flow stands. In jiffies: half a minute at the fastest tick.
-const UDP_IDLE: u32 = 30_000;
-
 pub struct Choice {
     pub id: u32,
     pub backend: &'static Backend,
     pub hash: FlowHash,
     /// No packet of it was seen before: it is a new flow.
     pub opens: bool,
-    /// The source port that the backend's table gave this flow within this tick; zero when it was not asked.
+    /// The source port that the backend's table gave this flow within this unit of time; zero when it was not asked.
     pub port: Be16,
     /// Where the choice is remembered. The way is searched for again when it is needed: carried along, each of its places
     /// would be another state to the verifier.
-    bucket: Option<*mut Bucket>,
+    bucket: u32,
     key: u64,
 }
 
 impl Choice {
-    /// Spares the flow's next packets within this tick the question.
+    /// Leaves it for the next program.
     #[inline(always)]
-    pub fn remember_port(&self, port: Be16) {
-        if let Some(way) = self.bucket.and_then(|bucket| find(bucket, self.key)) {
-            // SAFETY: a way of this CPU's own slice, whose bucket came from a checked lookup.
-            unsafe { (*way).port = port };
-        }
+    pub fn park(&self, parked: &mut Parked) {
+        parked.backend = self.id;
+        parked.opens = self.opens as u32;
+        parked.bucket = self.bucket;
+        parked.way = self.key;
+    }
+}
+
+/// Spares the flow's next packets within this unit of time the question for their port: a confirmed flow keeps its place for
+/// longer.
+#[inline(always)]
+pub fn remember_port(parked: &Parked) {
+    if parked.confirmed != 0
+        && let Some(way) = ENTRY_FLOWS.get_ptr_mut(parked.bucket).and_then(|bucket| find(bucket, parked.way))
+    {
+        // SAFETY: a way of this CPU's own slice, whose bucket came from a checked lookup.
+        unsafe { (*way).port = parked.source_port };
     }
 }
 
@@ -48,12 +61,14 @@ pub fn choose(vip: &VipValue, ip: &Ipv4, l4: &Transport) -> Result<Choice, Reaso
     let hash = FlowHash::of(ip.src, l4.src_port, ip.dst, l4.dst_port);
     let key = Way::key_of(ip.src, l4.src_port, vip.frontend);
     let now = now();
-    let bucket = bucket(hash);
+    let index = bucket(hash);
+    let bucket = ENTRY_FLOWS.get_ptr_mut(index);
     if !l4.opens() {
         if let Some(bucket) = bucket
-            && let Some(choice) = remembered(bucket, key, now, hash, l4)?
+            && let Some((held, backend)) = remembered(bucket, key, now, l4)?
         {
-            return Ok(choice);
+            let port = if Stamp::from_word(held.stamp).seen() == now { held.port } else { Be16::default() };
+            return Ok(Choice { id: held.backend as u32, backend, hash, opens: false, port, bucket: index, key });
         }
         if l4.is_tcp() {
             count::reason(Reason::EntryMiss);
@@ -61,10 +76,12 @@ pub fn choose(vip: &VipValue, ip: &Ipv4, l4: &Transport) -> Result<Choice, Reaso
     }
     let (id, backend) = from_ring(vip.ring, hash.slot())?;
     if let Some(bucket) = bucket {
-        // SAFETY: the pointer comes from a checked lookup, and the slice is this CPU's own.
-        remember(unsafe { &mut *bucket }, Way { key, backend: id as u16, port: Be16::default(), seen: now });
+        remember(
+            bucket,
+            Way { key, backend: id as u16, port: Be16::default(), stamp: Stamp::new(now, FLOW_USED).word() },
+        );
     }
-    Ok(Choice { id, backend, hash, opens: l4.opens() || !l4.is_tcp(), port: Be16::default(), bucket, key })
+    Ok(Choice { id, backend, hash, opens: l4.opens() || !l4.is_tcp(), port: Be16::default(), bucket: index, key })
 }
 
 /// The live backend that a ring's slot names.
@@ -88,12 +105,12 @@ pub fn from_ring(ring: u32, hash: u32) -> Result<(u32, &'static Backend), Reason
 }
 
 #[inline(always)]
-fn bucket(hash: FlowHash) -> Option<*mut Bucket> {
+fn bucket(hash: FlowHash) -> u32 {
     // SAFETY: a static of this object, read as the loader left it.
     let bits = unsafe { core::ptr::read_volatile(&raw const ENTRY_BITS) } & 31;
     // SAFETY: the helper has no preconditions.
     let cpu = unsafe { bpf_get_smp_processor_id() };
-    ENTRY_FLOWS.get_ptr_mut(cpu << bits | hash.bucket() & ((1 << bits) - 1))
+    cpu << bits | hash.bucket() & ((1 << bits) - 1)
 }
 
 /// Nothing is known of the flow; or its backend; or that this one is gone, which ends a connection, while UDP goes to
@@ -103,29 +120,30 @@ fn remembered(
     bucket: *mut Bucket,
     key: u64,
     now: u32,
-    hash: FlowHash,
     l4: &Transport,
-) -> Result<Option<Choice>, Reason> {
+) -> Result<Option<(Way, &'static Backend)>, Reason> {
     let Some(way) = find(bucket, key) else { return Ok(None) };
     // SAFETY: a way of this CPU's own slice, whose bucket came from a checked lookup.
     let held = unsafe { *way };
+    let stamp = Stamp::from_word(held.stamp);
     let Some(backend) = BACKENDS.get(held.backend as u32) else { return Ok(None) };
     if l4.is_tcp() {
         if is_gone(backend) {
             return Err(Reason::BackendDown);
         }
-    } else if is_gone(backend) || backend.flags & BACKEND_DRAINING != 0 || now.wrapping_sub(held.seen) > UDP_IDLE {
+    } else if is_gone(backend) || backend.flags & BACKEND_DRAINING != 0 || flows::is_stale_choice(stamp, now) {
         return Ok(None);
     }
-    let port = if held.seen == now { held.port } else { Be16::default() };
-    if held.seen != now {
+    let port = if stamp.seen() == now { held.port } else { Be16::default() };
+    let confirmed = Stamp::new(now, FLOW_USED | FLOW_CONFIRMED).word();
+    if held.stamp != confirmed {
         // SAFETY: as above.
         unsafe {
-            (*way).seen = now;
+            (*way).stamp = confirmed;
             (*way).port = port;
         }
     }
-    Ok(Some(Choice { id: held.backend as u32, backend, hash, opens: false, port, bucket: Some(bucket), key }))
+    Ok(Some((held, backend)))
 }
 
 #[inline(always)]
@@ -142,38 +160,23 @@ fn find(bucket: *mut Bucket, key: u64) -> Option<*mut Way> {
     None
 }
 
+// The flow's own way, when a SYN comes anew; else one that can be spared.
+#[inline(always)]
+fn remember(bucket: *mut Bucket, way: Way) {
+    if let Some(own) = find(bucket, way.key) {
+        // SAFETY: a way of this CPU's own slice, whose bucket came from a checked lookup.
+        unsafe { *own = way };
+        return;
+    }
+    // SAFETY: as above.
+    let ways = unsafe { &mut (*bucket).ways };
+    match flows::spare_way(ways, Stamp::from_word(way.stamp).seen()) {
+        Some(spare) => ways[spare & 3] = way,
+        None => count::reason(Reason::EntryFull),
+    }
+}
+
 #[inline(always)]
 fn is_gone(backend: &Backend) -> bool {
     backend.addr.is_zero() || backend.flags & BACKEND_DOWN != 0
-}
-
-// The flow's own way, else a free one, else the one that was idle longest.
-#[inline(always)]
-fn remember(bucket: &mut Bucket, way: Way) {
-    let mut victim = 0;
-    let mut best = 0;
-    let mut i = 0;
-    while i < 4 {
-        let held = &bucket.ways[i];
-        let score = if held.key == way.key {
-            u64::MAX
-        } else if held.key == 0 {
-            u64::MAX - 1
-        } else {
-            way.seen.wrapping_sub(held.seen) as u64 + 1
-        };
-        if score > best {
-            best = score;
-            victim = i;
-        }
-        i += 1;
-    }
-    bucket.ways[victim & 3] = way;
-}
-
-/// Jiffies' low half: free to read, where a clock costs as much as a hash look-up.
-#[inline(always)]
-pub fn now() -> u32 {
-    // SAFETY: the helper has no preconditions.
-    unsafe { bpf_jiffies64() as u32 }
 }

@@ -2,29 +2,46 @@
 //!
 //! Two connections may look the same to a backend: a client may use one source port towards two dialled addresses. The
 //! second gets another source port (an alias), and replies get the first one back.
+//!
+//! The table is an array of buckets of four ([`abi::FlowBucket`], rules in [`packet::flows`]). A flow is in the first of its
+//! two buckets, or in the second when the first had no room at the time; it never moves.
+//!
+//! **Readers** take no lock. They read the bucket's sequence, then the flow, then the sequence again; when it was odd or has
+//! changed they read anew. **Writers** make the sequence odd by compare-and-exchange, which is a full barrier, and add one
+//! when they are done. Loads of one CPU are not reordered with each other, nor stores with each other, on the one
+//! architecture this object is built for (x86-64, total store order), and volatile accesses keep the compiler from doing it;
+//! for another one `read_sequence` and `Lock::release` are the places that need barriers. The kernel runs a program to its end
+//! on one CPU with bottom halves off, so a writer holds a bucket for some tens of nanoseconds; who waits longer than
+//! [`TURNS`] looks (a virtual CPU that was taken away) drops its packet and counts it.
 
-use abi::{Alias, AliasKey, Be16, Be32, FLOW_FIN_FORWARD, FLOW_FIN_REPLY, FLOW_RST, Flow, FlowKey, PROTO_UDP, Reason};
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use packet::{FlowHash, TCP_FIN, TCP_RST, Transport};
+use core::intrinsics::{AtomicOrdering, atomic_cxchg};
+
+use abi::{Alias, AliasKey, Be16, Be32, FlowBucket, FlowKey, Reason, Stamp};
+use aya_ebpf::{bindings::BPF_ANY, helpers::bpf_jiffies64};
+use packet::{
+    FlowHash, Transport,
+    flows::{self, NONE},
+};
 
 use crate::{
     count,
-    entry::now,
     maps::{ALIAS_HINTS, ALIASES, FLOWS},
 };
 
-/// How long after both FINs a key may not be taken over. In jiffies: 2 s at the fastest tick, 20 s at the slowest.
-const CLOSED: u32 = 2_000;
-/// How long an idle flow holds its key: a day at the fastest tick. Replacing a port needlessly does no harm; taking a
-/// live flow's key does.
-const IDLE: u32 = 86_400_000;
-/// The same for UDP, whose flows have no end that could be seen: three minutes at the fastest tick.
-const UDP_IDLE: u32 = 180_000;
+/// Buckets as a power of two. The loader sets it to what the map was made for.
+#[unsafe(no_mangle)]
+static FLOW_BITS: u32 = 16;
+
+/// How often a bucket that is being written is looked at.
+const TURNS: u32 = 4;
+/// How long an alias may be idle before nobody asks for it any more. In jiffies: a day at the fastest tick.
+const ALIAS_IDLE: u32 = 86_400_000;
 /// Source ports that are tried for a flow whose own is taken. A client with 2,000 live flows to one backend finds none of
-/// them free once in a million collisions; each costs the verifier another walk.
-const PROBES: u16 = 4;
+/// them free once in a million collisions.
+const PROBES: u32 = 4;
 
 /// A forward packet's flow, as the client sees it, and where it goes.
+#[repr(align(8))]
 pub struct Forward {
     pub client: Be32,
     pub client_port: Be16,
@@ -37,53 +54,145 @@ pub struct Forward {
     pub proto: u8,
 }
 
-enum Claim {
-    /// The key was this flow's already.
-    Held,
-    /// The key was free and is this flow's now.
-    Won,
-    /// The key is a live flow's with another dialled address.
-    Taken,
-    Refused,
+/// A flow that replies find back to.
+/// What the table says of a flow, in long words: the verifier lets a program copy its stack by those alone.
+#[derive(Clone, Copy)]
+pub struct Known {
+    /// Dialled address, then the entry's, as they are in memory.
+    addresses: u64,
+    /// Dialled port, then the client's own, as they are in memory.
+    ports: u64,
+    stamp: u64,
 }
 
-impl Forward {
-    /// Sees to it that replies find back; returns the source port to show the backend.
+impl Known {
     #[inline(always)]
-    pub fn admit(&self, l4: &Transport) -> Result<Be16, Reason> {
-        if let Some(hint) = self.alias_hint() {
-            if self.held(self.client_port, l4) {
-                return Ok(self.client_port);
-            }
-            // An alias goes before the own port: the flow that held that one may have ended meanwhile.
-            if let Some(port) = self.by_alias(l4) {
-                // SAFETY: a checked lookup; any CPU's value is right.
-                unsafe { *hint = now() | 1 };
-                return Ok(port);
-            }
-        } else if l4.opens() && self.insert(self.client_port, l4) {
-            return Ok(self.client_port); // nearly every new connection: one operation
-        }
-        match self.claim(self.client_port, l4) {
-            Claim::Held => Ok(self.client_port),
-            Claim::Won => {
-                if l4.is_tcp() && !l4.opens() {
-                    count::reason(Reason::FlowRecreated);
-                }
-                Ok(self.client_port)
-            }
-            Claim::Taken => self.replace_port(l4),
-            Claim::Refused => Err(Reason::FlowTableRefused),
+    fn new(stamp: Stamp, dialled: Be32, entry: Be32, [dialled_port, original_port]: [Be16; 2]) -> Self {
+        Self {
+            addresses: dialled.raw() as u64 | (entry.raw() as u64) << 32,
+            ports: dialled_port.raw() as u64 | (original_port.raw() as u64) << 16,
+            stamp: stamp.word() as u64,
         }
     }
 
-    /// The flow's hint, when it may have an alias.
     #[inline(always)]
-    fn alias_hint(&self) -> Option<*mut u32> {
-        let hint = ALIAS_HINTS.get_ptr_mut(self.hint_index())?;
+    pub fn dialled(&self) -> Be32 {
+        Be32::from_raw(self.addresses as u32)
+    }
+
+    /// The node that the client's packets came in by; zero when that is this one.
+    #[inline(always)]
+    pub fn entry(&self) -> Be32 {
+        Be32::from_raw((self.addresses >> 32) as u32)
+    }
+
+    #[inline(always)]
+    pub fn dialled_port(&self) -> Be16 {
+        Be16::from_raw(self.ports as u16)
+    }
+
+    /// What the client used; differs from what the backend sees when that one was taken.
+    #[inline(always)]
+    pub fn original_port(&self) -> Be16 {
+        Be16::from_raw((self.ports >> 16) as u16)
+    }
+
+    #[inline(always)]
+    fn stamp(&self) -> Stamp {
+        Stamp::from_word(self.stamp as u32)
+    }
+}
+
+#[derive(Clone, Copy)]
+#[repr(align(8))]
+pub struct Admitted {
+    /// The source port to show the backend.
+    pub port: Be16,
+    /// Nothing but time will take its place.
+    pub confirmed: bool,
+}
+
+// What became of a claim, as a word: functions of the kernel's machine return nothing else, and of an enum with fields a
+// compiler would keep parts that nobody wrote.
+/// The key was this flow's already; its state is in the low byte.
+const HELD: u32 = 1 << 8;
+/// The key was free and is this flow's now.
+const WON: u32 = 1 << 9;
+/// The key is a live flow's with another dialled address.
+const TAKEN: u32 = 1 << 10;
+/// Nobody gives way.
+const REFUSED: u32 = 1 << 11;
+const BUSY: u32 = 1 << 12;
+
+impl Forward {
+    /// The flow as the table has it, if nothing of it would change: for nearly every packet.
+    #[inline(always)]
+    pub fn known(&self, l4: &Transport) -> Option<Admitted> {
+        if l4.opens() {
+            return None;
+        }
+        let flow = lookup(&self.key(self.client_port)).ok()??;
+        (self.owns(&flow) && self.is_fresh(&flow, l4)).then_some(Admitted::of(self.client_port, flow.stamp().state()))
+    }
+
+    /// Sees to it that replies find back. None: the source port of this try is another flow's; it is to be called again with
+    /// the next one, by a program that is called anew, so that the verifier walks through one try and not through all.
+    #[inline(always)]
+    pub fn admit(&self, l4: &Transport, tries: u32) -> Result<Option<Admitted>, Reason> {
+        let port = self.candidate(tries);
+        let claim = claim(self, &self.key(port), l4);
+        if claim & HELD != 0 {
+            return Ok(Some(self.admitted(port, claim as u8)));
+        }
+        match claim {
+            WON => {
+                self.count_won(port, tries, l4);
+                Ok(Some(self.admitted(port, 0)))
+            }
+            TAKEN if tries < PROBES => Ok(None),
+            TAKEN => Err(Reason::AliasExhausted),
+            BUSY => Err(Reason::FlowTableBusy),
+            _ => Err(Reason::FlowTableRefused),
+        }
+    }
+
+    /// An alias goes before the own port: the flow that held that one may have ended meanwhile.
+    #[inline(always)]
+    fn candidate(&self, tries: u32) -> Be16 {
+        if tries > 0 {
+            return self.probe(tries as u16);
+        }
+        if self.may_have_alias()
+            && let Some(port) = self.alias()
+        {
+            return port;
+        }
+        self.client_port
+    }
+
+    #[inline(always)]
+    fn admitted(&self, port: Be16, state: u8) -> Admitted {
+        if port != self.client_port {
+            self.remember_alias(port);
+        }
+        Admitted::of(port, state)
+    }
+
+    #[inline(always)]
+    fn count_won(&self, port: Be16, tries: u32, l4: &Transport) {
+        if port != self.client_port && tries > 0 {
+            count::reason(Reason::FlowAliased);
+        } else if l4.is_tcp() && !l4.opens() {
+            count::reason(Reason::FlowRecreated);
+        }
+    }
+
+    #[inline(always)]
+    fn may_have_alias(&self) -> bool {
+        let Some(hint) = ALIAS_HINTS.get_ptr(self.hint_index()) else { return false };
         // SAFETY: a checked lookup; the word is written whole.
         let used = unsafe { *hint };
-        (used != 0 && now().wrapping_sub(used) < IDLE).then_some(hint)
+        used != 0 && (jiffies() as u32 | 1).wrapping_sub(used) < ALIAS_IDLE
     }
 
     #[inline(always)]
@@ -93,122 +202,75 @@ impl Forward {
     }
 
     #[inline(always)]
-    fn by_alias(&self, l4: &Transport) -> Option<Be16> {
+    fn alias(&self) -> Option<Be16> {
         // SAFETY: read at once; a torn or replaced port is checked against the flow table.
-        let port = unsafe { ALIASES.get(self.alias_key()) }?.port;
-        matches!(self.claim(port, l4), Claim::Held | Claim::Won).then_some(port)
+        Some(unsafe { ALIASES.get(self.alias_key()) }?.port)
     }
 
-    // The probes depend on the flow alone, so a flow whose alias was lost finds its port again.
+    // The probes depend on the flow alone, so a flow whose alias was lost finds its port again: 1024..=65535, and never the
+    // flow's own port but by chance, which the table then refuses.
     #[inline(always)]
-    fn replace_port(&self, l4: &Transport) -> Result<Be16, Reason> {
+    fn probe(&self, probe: u16) -> Be16 {
         let start = FlowHash::of(self.dialled, self.dialled_port, self.client, self.client_port).slot() as u16;
-        let mut probe = 0;
-        while probe < PROBES {
-            // 1024..=65535, and never the flow's own port but by chance, which the table then refuses.
-            let port = Be16::new(1024 + start.wrapping_add(probe.wrapping_mul(7919)) % 64_512);
-            match self.claim(port, l4) {
-                Claim::Held => return self.remember_alias(port),
-                Claim::Won => {
-                    count::reason(Reason::FlowAliased);
-                    return self.remember_alias(port);
-                }
-                Claim::Taken => probe += 1,
-                Claim::Refused => return Err(Reason::FlowTableRefused),
-            }
-        }
-        Err(Reason::AliasExhausted)
+        Be16::new(1024 + start.wrapping_add(probe.wrapping_mul(7919)) % 64_512)
     }
 
+    // One that could not be stored is found again by its probes.
     #[inline(always)]
-    fn remember_alias(&self, port: Be16) -> Result<Be16, Reason> {
-        ALIASES
-            .insert(self.alias_key(), Alias { port, pad: 0 }, BPF_ANY as u64)
-            .map_err(|_| Reason::FlowTableRefused)?;
+    fn remember_alias(&self, port: Be16) {
+        if self.alias() != Some(port) {
+            let _ = ALIASES.insert(self.alias_key(), Alias { port, pad: 0 }, BPF_ANY as u64);
+        }
         if let Some(hint) = ALIAS_HINTS.get_ptr_mut(self.hint_index()) {
             // SAFETY: a checked lookup; any CPU's value is right.
-            unsafe { *hint = now() | 1 };
+            unsafe { *hint = jiffies() as u32 | 1 };
         }
-        Ok(port)
     }
 
+    /// Makes the key this flow's, or says whose it is.
     #[inline(always)]
-    fn held(&self, port: Be16, l4: &Transport) -> bool {
-        let Some(flow) = FLOWS.get_ptr_mut(self.key(port)) else { return false };
-        // SAFETY: a checked lookup; other CPUs may write the same fields, each of which is right alone.
-        let flow = unsafe { &mut *flow };
-        let own = self.owns(flow);
-        if own {
-            self.touch(flow, l4);
-        }
-        own
-    }
-
-    #[inline(always)]
-    fn claim(&self, port: Be16, l4: &Transport) -> Claim {
-        if let Some(flow) = FLOWS.get_ptr_mut(self.key(port)) {
-            // SAFETY: as in `held`.
-            let flow = unsafe { &mut *flow };
-            if self.owns(flow) {
-                self.touch(flow, l4);
-                return Claim::Held;
+    fn claim(&self, place: Place<'_>, key: &FlowKey, l4: &Transport) -> u32 {
+        let Place { bucket, way, found } = place;
+        let (way, now) = (way & 3, now()); // known to be one of four, and told to the verifier
+        if found {
+            let stamp = Stamp::from_word(bucket.stamps[way]);
+            if bucket.dialled[way] == self.dialled && bucket.ports[way] == [self.dialled_port, self.client_port] {
+                let state = flows::forwarded(stamp.state(), l4);
+                bucket.entry[way] = self.entry; // it may change under a connection: replies follow
+                bucket.stamps[way] = Stamp::new(now, state).word();
+                return HELD | state as u32;
             }
-            if live(flow, self.proto) {
-                return Claim::Taken;
+            if flows::is_live(stamp, now) {
+                return TAKEN;
             }
-            *flow = self.flow(l4);
-            return Claim::Won;
         }
-        if self.insert(port, l4) {
-            Claim::Won
-        } else if self.held(port, l4) {
-            Claim::Held // another CPU was faster, with a packet of this very flow
-        } else {
-            Claim::Refused
-        }
-    }
-
-    /// Makes the entry unless there is one.
-    #[inline(always)]
-    fn insert(&self, port: Be16, l4: &Transport) -> bool {
-        FLOWS.insert(self.key(port), self.flow(l4), BPF_NOEXIST as u64).is_ok()
+        self.write(bucket, way, key, l4, now);
+        WON
     }
 
     #[inline(always)]
-    fn owns(&self, flow: &Flow) -> bool {
-        let address = flow.dialled.raw() ^ self.dialled.raw();
-        let ports =
-            (flow.dialled_port.raw() ^ self.dialled_port.raw()) | (flow.original_port.raw() ^ self.client_port.raw());
+    fn write(&self, bucket: &mut FlowBucket, way: usize, key: &FlowKey, l4: &Transport, now: u32) {
+        bucket.ends[way] = key.ends();
+        bucket.backend[way] = self.backend;
+        bucket.stamps[way] = Stamp::new(now, flows::opened(l4)).word();
+        bucket.dialled[way] = self.dialled;
+        bucket.entry[way] = self.entry;
+        bucket.ports[way] = [self.dialled_port, self.client_port];
+    }
+
+    #[inline(always)]
+    fn owns(&self, flow: &Known) -> bool {
+        let address = flow.dialled().raw() ^ self.dialled.raw();
+        let ports = (flow.dialled_port().raw() ^ self.dialled_port.raw())
+            | (flow.original_port().raw() ^ self.client_port.raw());
         address | ports as u32 == 0
     }
 
-    // The entry may change under a connection: its replies follow.
+    /// Nothing of the flow would change.
     #[inline(always)]
-    fn touch(&self, flow: &mut Flow, l4: &Transport) {
-        let state = if l4.opens() { 0 } else { flow.state } | ending(l4, FLOW_FIN_FORWARD);
-        if flow.state != state {
-            flow.state = state;
-        }
-        if flow.entry != self.entry {
-            flow.entry = self.entry;
-        }
-        let now = now();
-        if flow.seen != now {
-            flow.seen = now;
-        }
-    }
-
-    #[inline(always)]
-    fn flow(&self, l4: &Transport) -> Flow {
-        Flow {
-            dialled: self.dialled,
-            entry: self.entry,
-            dialled_port: self.dialled_port,
-            original_port: self.client_port,
-            seen: now(),
-            state: ending(l4, FLOW_FIN_FORWARD),
-            pad: [0; 3],
-        }
+    fn is_fresh(&self, flow: &Known, l4: &Transport) -> bool {
+        let state = flow.stamp().state();
+        flow.stamp().seen() == now() && state == flows::forwarded(state, l4) && flow.entry() == self.entry
     }
 
     #[inline(always)]
@@ -238,42 +300,234 @@ impl Forward {
     }
 }
 
+/// What changes the table. Returns one of the words above.
+#[inline(always)]
+fn claim(forward: &Forward, key: &FlowKey, l4: &Transport) -> u32 {
+    locked(key, |place| forward.claim(place, key, l4))
+}
+
+impl Admitted {
+    #[inline(always)]
+    fn of(port: Be16, state: u8) -> Self {
+        Self { port, confirmed: state & abi::FLOW_CONFIRMED != 0 }
+    }
+}
+
 /// The flow that a packet from a backend replies to.
 #[inline(always)]
-pub fn of_reply(key: FlowKey, l4: &Transport) -> Option<Flow> {
-    let flow = FLOWS.get_ptr_mut(key)?;
-    // SAFETY: as in `Forward::held`.
-    let flow = unsafe { &mut *flow };
-    let state = flow.state | ending(l4, FLOW_FIN_REPLY);
-    if flow.state != state {
-        flow.state = state;
-    }
-    let now = now();
-    if flow.seen != now {
-        flow.seen = now;
-    }
-    Some(*flow)
+pub fn of_reply(key: FlowKey, l4: &Transport) -> Result<Option<Known>, Reason> {
+    let Some(flow) = lookup(&key)? else { return Ok(None) };
+    note_reply(&key, &flow, l4)?;
+    Ok(Some(flow))
 }
 
 /// As [`of_reply`], of a flow that has not ended: the node's own sockets also speak to clients that dialled them directly.
 #[inline(always)]
-pub fn of_live_reply(key: FlowKey, l4: &Transport) -> Option<Flow> {
-    let flow = FLOWS.get_ptr(key)?;
-    // SAFETY: a checked lookup; other CPUs may write the same fields, each of which is right alone.
-    if live(unsafe { &*flow }, key.proto) { of_reply(key, l4) } else { None }
+pub fn of_live_reply(key: FlowKey, l4: &Transport) -> Result<Option<Known>, Reason> {
+    let Some(flow) = lookup(&key)? else { return Ok(None) };
+    if !flows::is_live(flow.stamp(), now()) {
+        return Ok(None);
+    }
+    note_reply(&key, &flow, l4)?;
+    Ok(Some(flow))
 }
 
 #[inline(always)]
-fn ending(l4: &Transport, fin: u8) -> u8 {
-    let fin = if l4.flags & TCP_FIN != 0 { fin } else { 0 };
-    fin | if l4.flags & TCP_RST != 0 { FLOW_RST } else { 0 }
+fn note_reply(key: &FlowKey, flow: &Known, l4: &Transport) -> Result<(), Reason> {
+    let state = flow.stamp().state();
+    if flow.stamp().seen() == now() && state == flows::replied(state, l4) {
+        return Ok(());
+    }
+    if note(key, l4) != BUSY { Ok(()) } else { Err(Reason::FlowTableBusy) }
+}
+
+#[inline(never)]
+fn note(key: &FlowKey, l4: &Transport) -> u32 {
+    locked(key, |place| {
+        let Place { bucket, way, found } = place;
+        let way = way & 3;
+        if found {
+            let state = flows::replied(Stamp::from_word(bucket.stamps[way]).state(), l4);
+            bucket.stamps[way] = Stamp::new(now(), state).word();
+        }
+        WON
+    })
+}
+
+/// The flow with this key, as it is at one moment.
+#[inline(always)]
+fn lookup(key: &FlowKey) -> Result<Option<Known>, Reason> {
+    let (mut index, second) = flows::hash(key).buckets(bits());
+    let mut turn = 0;
+    while turn < TURNS {
+        let Some(bucket) = FLOWS.get_ptr_mut(index) else { return Ok(None) };
+        let before = read_sequence(bucket);
+        if before & 1 == 0 {
+            match read(bucket, key) {
+                Some(flow) if read_sequence(bucket) == before => return Ok(Some(flow)),
+                Some(_) => {}
+                // SAFETY: a checked lookup.
+                None if index != second && unsafe { (&raw const (*bucket).overflowed).read_volatile() } != 0 => {
+                    index = second;
+                }
+                None => return Ok(None),
+            }
+        }
+        turn += 1;
+    }
+    Err(Reason::FlowTableBusy)
 }
 
 #[inline(always)]
-fn live(flow: &Flow, proto: u8) -> bool {
-    let idle = now().wrapping_sub(flow.seen);
-    let both = FLOW_FIN_FORWARD | FLOW_FIN_REPLY;
-    let closed = (flow.state & both == both) & (idle > CLOSED);
-    let idle_max = if proto == PROTO_UDP { UDP_IDLE } else { IDLE };
-    (flow.state & FLOW_RST == 0) & !closed & (idle < idle_max)
+fn read_sequence(bucket: *mut FlowBucket) -> u32 {
+    // SAFETY: a checked lookup; the word is written whole.
+    unsafe { (&raw const (*bucket).sequence).read_volatile() }
+}
+
+/// A flow that may be written meanwhile: good only if the sequence says so.
+#[inline(always)]
+fn read(bucket: *mut FlowBucket, key: &FlowKey) -> Option<Known> {
+    let mut way = 0;
+    while way < flows::WAYS {
+        // SAFETY: a checked lookup; `way` is a place of the bucket; every bit pattern is a value.
+        unsafe {
+            let ends = (&raw const (*bucket).ends[way]).read_volatile();
+            if ends == key.ends() {
+                let backend = (&raw const (*bucket).backend[way]).read_volatile();
+                let stamp = Stamp::from_word((&raw const (*bucket).stamps[way]).read_volatile());
+                if flows::is(key, ends, backend, stamp) {
+                    let dialled = (&raw const (*bucket).dialled[way]).read_volatile();
+                    let entry = (&raw const (*bucket).entry[way]).read_volatile();
+                    let ports = (&raw const (*bucket).ports[way]).read_volatile();
+                    return Some(Known::new(stamp, dialled, entry, ports));
+                }
+            }
+        }
+        way += 1;
+    }
+    None
+}
+
+/// A place in a bucket that this CPU alone writes: the flow's own, or one that it may take.
+struct Place<'a> {
+    bucket: &'a mut FlowBucket,
+    way: usize,
+    found: bool,
+}
+
+/// Does something with the flow's place while nobody else can. The first bucket is held throughout, so no two CPUs give one
+/// flow a place; the second is asked for only while the first is held, and never waited for without an end.
+#[inline(always)]
+fn locked(key: &FlowKey, work: impl Fn(Place<'_>) -> u32) -> u32 {
+    let (first, second) = flows::hash(key).buckets(bits());
+    let Some(first) = Lock::take(first) else { return BUSY };
+    // SAFETY: held: no other CPU writes it, and nobody here has another reference.
+    let bucket = unsafe { &mut *first.bucket };
+    let (own, spare) = places(bucket, key);
+    let done = if own == NONE && (spare == NONE || bucket.overflowed != 0) {
+        match Lock::take(second) {
+            Some(second) => {
+                let done = in_either(key, bucket, spare, &second, work);
+                second.release();
+                done
+            }
+            None => BUSY,
+        }
+    } else {
+        work(Place { bucket, way: if own == NONE { spare } else { own }, found: own != NONE })
+    };
+    first.release();
+    done
+}
+
+/// The flow's own place and one that it may take, of a bucket that is held. Both go through the bucket's memory: what the
+/// verifier remembers of how a number came about makes it walk through all that follows once for each way.
+#[inline(always)]
+fn places(bucket: &mut FlowBucket, key: &FlowKey) -> (usize, usize) {
+    let places = flows::find(bucket, key) | flows::spare(bucket, now()) << 4;
+    let note = &raw mut bucket.pad[0];
+    // SAFETY: a field of the bucket, which this CPU holds.
+    let places = unsafe {
+        note.write_volatile(places as u32);
+        note.read_volatile() as usize
+    };
+    (places & 7, places >> 4 & 7)
+}
+
+#[inline(always)]
+fn in_either(
+    key: &FlowKey,
+    first: &mut FlowBucket,
+    spare: usize,
+    second: &Lock,
+    work: impl Fn(Place<'_>) -> u32,
+) -> u32 {
+    // SAFETY: as in `locked`; another bucket than the first.
+    let bucket = unsafe { &mut *second.bucket };
+    let (own, room) = places(bucket, key);
+    if own == NONE && spare != NONE {
+        return work(Place { bucket: first, way: spare, found: false });
+    }
+    let spare = room;
+    if own == NONE && spare == NONE {
+        return REFUSED;
+    }
+    if own == NONE {
+        first.overflowed = 1;
+    }
+    work(Place { bucket, way: if own == NONE { spare } else { own }, found: own != NONE })
+}
+
+struct Lock {
+    bucket: *mut FlowBucket,
+    sequence: u32,
+}
+
+impl Lock {
+    #[inline(always)]
+    fn take(index: u32) -> Option<Self> {
+        let bucket = FLOWS.get_ptr_mut(index)?;
+        let mut turn = 0;
+        while turn < TURNS {
+            let sequence = read_sequence(bucket);
+            // SAFETY: a checked lookup; an aligned word.
+            let (_, taken) = unsafe {
+                atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+                    &raw mut (*bucket).sequence,
+                    sequence & !1,
+                    sequence | 1,
+                )
+            };
+            if taken {
+                return Some(Self { bucket, sequence: sequence | 1 });
+            }
+            turn += 1;
+        }
+        None
+    }
+
+    #[inline(always)]
+    fn release(self) {
+        // SAFETY: as in `take`; this CPU holds it.
+        unsafe { (&raw mut (*self.bucket).sequence).write_volatile(self.sequence.wrapping_add(1)) };
+    }
+}
+
+#[inline(always)]
+fn bits() -> u32 {
+    // SAFETY: a static of this object, read as the loader left it.
+    unsafe { core::ptr::read_volatile(&raw const FLOW_BITS) & 31 }
+}
+
+/// In units of a stamp.
+#[inline(always)]
+pub fn now() -> u32 {
+    Stamp::time(jiffies())
+}
+
+/// Free to read, where a clock costs as much as a hash look-up.
+#[inline(always)]
+fn jiffies() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_jiffies64() }
 }

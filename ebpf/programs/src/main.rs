@@ -9,10 +9,14 @@
 //! ```
 #![no_std]
 #![no_main]
+// Compare-and-exchange: this target's `core::sync::atomic` has none, though its instruction set does.
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "see above")]
 
 #[cfg(feature = "bench")]
 mod bench;
 mod count;
+mod deliver;
 mod entry;
 mod flow;
 mod frame;

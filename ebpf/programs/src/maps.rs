@@ -1,12 +1,12 @@
 //! The maps, as `abi` names and sizes them.
 
 use abi::{
-    Alias, AliasKey, Backend, BackendCounters, Be32, Bucket, Endpoint, Flow, FlowKey, NearEndpoint, Node, Peers,
+    Alias, AliasKey, Backend, BackendCounters, Be32, Bucket, Endpoint, FlowBucket, NearEndpoint, Node, Parked, Peers,
     Uplink, VipKey, VipValue, maps as size,
 };
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf, SkStorage},
     macros::btf_map,
 };
 
@@ -36,7 +36,7 @@ pub static UPLINK: Array<Uplink, { size::UPLINK_MAX as usize }> = Array::new();
 #[btf_map(name = "entry_flows")]
 pub static ENTRY_FLOWS: Array<Bucket, { size::ENTRY_BUCKETS as usize }, MMAPABLE> = Array::new();
 #[btf_map(name = "flows")]
-pub static FLOWS: LruHashMap<FlowKey, Flow, { size::FLOWS_MAX as usize }> = LruHashMap::new();
+pub static FLOWS: Array<FlowBucket, { size::FLOW_BUCKETS as usize }, MMAPABLE> = Array::new();
 #[btf_map(name = "aliases")]
 pub static ALIASES: LruHashMap<AliasKey, Alias, { size::ALIASES_MAX as usize }> = LruHashMap::new();
 #[btf_map(name = "alias_hints")]
@@ -47,6 +47,10 @@ pub static PEERS: SkStorage<Peers> = SkStorage::new();
 pub static BACKEND_COUNTERS: PerCpuArray<BackendCounters, { size::BACKEND_COUNTERS_MAX as usize }> = PerCpuArray::new();
 #[btf_map(name = "reasons")]
 pub static REASONS: PerCpuArray<u64, { size::REASONS_MAX as usize }> = PerCpuArray::new();
+#[btf_map(name = "programs")]
+pub static PROGRAMS: ProgramArray<{ size::PROGRAMS_MAX as usize }> = ProgramArray::new();
+#[btf_map(name = "parked")]
+pub static PARKED: PerCpuArray<Parked, { size::PARKED_MAX as usize }> = PerCpuArray::new();
 #[btf_map(name = "scope")]
 pub static SCOPE: HashMap<u64, u32, { size::SCOPE_MAX as usize }> = HashMap::new();
 #[btf_map(name = "unresolved")]

@@ -1,6 +1,6 @@
 //! What both TC programs do to a packet: replies get the dialled address back, frames are wrapped for another node.
 
-use abi::{Be16, Flow, FlowKey, Node, Reason, UPLINK_READY, Uplink};
+use abi::{Be16, FlowKey, Node, Reason, UPLINK_READY, Uplink};
 use aya_ebpf::{
     bindings::{
         BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
@@ -14,6 +14,7 @@ use packet::{
 
 use crate::{
     count,
+    flow::Known,
     maps::{NODE_BY_ADDR, NODES, UPLINK},
 };
 
@@ -59,17 +60,17 @@ pub fn key_of_reply(ip: &Ipv4, l4: &Transport) -> FlowKey {
 // The helpers know whether the packet's checksum is finished already; `packet`'s rewrites need a finished one.
 /// Makes the reply come from what was dialled, to the port that dialled it.
 #[inline(always)]
-pub fn restore(ctx: &TcContext, ip: &Ipv4, l4: &Transport, flow: &Flow) -> Result<(), i64> {
+pub fn restore(ctx: &TcContext, ip: &Ipv4, l4: &Transport, flow: &Known) -> Result<(), i64> {
     let sum_at = PORTS + checksum_at(l4);
     // For UDP: a checksum that is not there stays so, and one of zero is written as all ones.
     let mangled = if l4.is_tcp() { 0 } else { BPF_F_MARK_MANGLED_0 as u64 };
-    let (from, to) = (ip.src.raw() as u64, flow.dialled.raw() as u64);
+    let (from, to) = (ip.src.raw() as u64, flow.dialled().raw() as u64);
     ctx.l4_csum_replace(sum_at, from, to, BPF_F_PSEUDO_HDR as u64 | mangled | 4)?;
     let ports = (l4.src_port.raw() as u32 | (l4.dst_port.raw() as u32) << 16) as u64;
-    let restored = flow.dialled_port.raw() as u32 | (flow.original_port.raw() as u32) << 16;
+    let restored = flow.dialled_port().raw() as u32 | (flow.original_port().raw() as u32) << 16;
     ctx.l4_csum_replace(sum_at, ports, restored as u64, mangled | 4)?;
     ctx.l3_csum_replace(IP_CHECKSUM, from, to, 4)?;
-    ctx.store(IP_SRC, &flow.dialled, 0)?;
+    ctx.store(IP_SRC, &flow.dialled(), 0)?;
     ctx.store(PORTS, &restored, 0)
 }
 
@@ -98,10 +99,10 @@ pub fn age(ctx: &TcContext, ip: &Ipv4) -> Result<(), i64> {
 
 /// Wraps a restored reply for the node that its flow came in by.
 #[inline(always)]
-pub fn wrap_reply(ctx: &TcContext, ip: &Ipv4, flow: &Flow, uplink: &Uplink) -> Result<(), Reason> {
+pub fn wrap_reply(ctx: &TcContext, ip: &Ipv4, flow: &Known, uplink: &Uplink) -> Result<(), Reason> {
     // SAFETY: copied at once.
-    let node = *unsafe { NODE_BY_ADDR.get(flow.entry) }.ok_or(Reason::NodeUnresolved)?;
-    let hash = FlowHash::of(ip.dst, flow.original_port, flow.dialled, flow.dialled_port);
+    let node = *unsafe { NODE_BY_ADDR.get(flow.entry()) }.ok_or(Reason::NodeUnresolved)?;
+    let hash = FlowHash::of(ip.dst, flow.original_port(), flow.dialled(), flow.dialled_port());
     encapsulate(ctx, ip, uplink, node, hash.tunnel_port(), Kind::Reply)
 }
 
@@ -141,27 +142,26 @@ pub fn encapsulate(
         | BPF_F_ADJ_ROOM_ENCAP_L2_ETH) as u64
         | (ETHERNET as u64) << ENCAP_L2_SHIFT;
     ctx.adjust_room(OUTER as i32, ADJ_ROOM_MAC, flags).map_err(|_| Reason::HeadroomRefused)?;
-    ctx.store(0, &headers(&outer, uplink), 0).map_err(|_| Reason::HeadroomRefused)
+    write_headers(ctx, &outer, uplink).ok_or(Reason::HeadroomRefused)
 }
 
 /// The outer headers and the inner Ethernet header: room is made behind the frame's own, which becomes the outer one.
-/// The receiver sets the inner MACs.
-#[repr(C)]
-struct Headers {
-    outer: [u8; OUTER],
-    inner: [u8; ETHERNET],
-}
-
+/// The receiver sets the inner MACs. Written where they lie: a helper would want them on the stack, where the verifier allows
+/// no word at an odd address.
 #[inline(always)]
-fn headers(outer: &Outer, uplink: &Uplink) -> Headers {
-    let mut inner = [0; ETHERNET];
-    let mut i = 0;
-    while i < 6 {
-        inner[6 + i] = uplink.mac[i];
-        i += 1;
+fn write_headers(ctx: &TcContext, outer: &Outer, uplink: &Uplink) -> Option<()> {
+    let start = ctx.data();
+    if start + OUTER + ETHERNET > ctx.data_end() {
+        return None;
     }
-    inner[12] = 0x08;
-    Headers { outer: outer.bytes(), inner }
+    let [m0, m1, m2, m3, m4, m5] = uplink.mac;
+    // SAFETY: both arrays lie inside the linear part, checked above; the room made there is writable; byte arrays need no
+    // alignment.
+    unsafe {
+        *(start as *mut [u8; OUTER]) = outer.bytes();
+        *((start + OUTER) as *mut [u8; ETHERNET]) = [0, 0, 0, 0, 0, 0, m0, m1, m2, m3, m4, m5, 0x08, 0x00];
+    }
+    Some(())
 }
 
 /// The packet under TC, for reading: its first bytes are linear.

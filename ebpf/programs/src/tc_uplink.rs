@@ -38,9 +38,9 @@ fn try_tc_uplink(ctx: &TcContext) -> Result<(), Reason> {
         return Ok(());
     }
     let Ok(l4) = Transport::parse(&skb, L3, &ip) else { return Ok(()) };
-    let Some(flow) = flow::of_live_reply(tc::key_of_reply(&ip, &l4), &l4) else { return Ok(()) };
+    let Some(flow) = flow::of_live_reply(tc::key_of_reply(&ip, &l4), &l4)? else { return Ok(()) };
     tc::restore(ctx, &ip, &l4, &flow).map_err(|_| Reason::HeadroomRefused)?;
-    if flow.entry == Be32::default() {
+    if flow.entry() == Be32::default() {
         return Ok(());
     }
     if l4.is_tcp() && l4.flags & TCP_SYN != 0 {

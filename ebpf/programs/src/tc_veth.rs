@@ -1,6 +1,6 @@
 //! What leaves an allocation: replies go back the way their flow came, overlay traffic goes to its node.
 
-use abi::{Be16, Flow, NODE_SELF, Reason, Uplink, block_of};
+use abi::{Be16, NODE_SELF, Reason, Uplink, block_of};
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::{bpf_redirect, bpf_redirect_neigh},
@@ -10,7 +10,8 @@ use aya_ebpf::{
 use packet::{FlowHash, Ipv4, Kind, L3, Transport, ether_type};
 
 use crate::{
-    count, flow,
+    count,
+    flow::{self, Known},
     maps::BLOCKS,
     tc::{self, Skb},
 };
@@ -36,7 +37,7 @@ fn try_tc_veth(ctx: &TcContext) -> Result<i32, Reason> {
     }
     if let Ok(ip) = Ipv4::parse(&skb, L3)
         && let Ok(l4) = Transport::parse(&skb, L3, &ip)
-        && let Some(flow) = flow::of_reply(tc::key_of_reply(&ip, &l4), &l4)
+        && let Some(flow) = flow::of_reply(tc::key_of_reply(&ip, &l4), &l4)?
     {
         return on_reply(ctx, &ip, &l4, &flow, uplink);
     }
@@ -48,10 +49,10 @@ fn try_tc_veth(ctx: &TcContext) -> Result<i32, Reason> {
 
 /// Makes the reply come from what the client dialled, and sends it back by its entry node.
 #[inline(always)]
-fn on_reply(ctx: &TcContext, ip: &Ipv4, l4: &Transport, flow: &Flow, uplink: &Uplink) -> Result<i32, Reason> {
+fn on_reply(ctx: &TcContext, ip: &Ipv4, l4: &Transport, flow: &Known, uplink: &Uplink) -> Result<i32, Reason> {
     check_ttl(ip)?;
     tc::restore(ctx, ip, l4, flow).and_then(|()| tc::age(ctx, ip)).map_err(|_| Reason::HeadroomRefused)?;
-    if flow.entry.is_zero() {
+    if flow.entry().is_zero() {
         // SAFETY: no parameters are given: the helper routes by the packet's destination.
         return Ok(unsafe { bpf_redirect_neigh(uplink.ifindex, core::ptr::null_mut(), 0, 0) } as i32);
     }

@@ -1,6 +1,6 @@
 //! The uplink: packets for services come in and are sent on; tunnelled frames are unwrapped and delivered.
 
-use abi::{Be16, Be32, Endpoint, NODE_SELF, Node, Reason, UPLINK_READY, Uplink, VipKey};
+use abi::{Be16, Be32, Endpoint, NODE_SELF, Node, Parked, Reason, UPLINK_READY, Uplink, VipKey, programs};
 use aya_ebpf::{
     bindings::{
         BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
@@ -12,17 +12,15 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use packet::{
-    ENCAP, FlowHash, GENEVE_PORT, Ipv4, Kind, L3, OUTER, Outer, Rewrite, Skip, TCP_RST, Target, Transport, age_ipv4,
-    clamp_mss, ether_type, inner, rewrite, set_macs, swap_macs,
+    ENCAP, GENEVE_PORT, Ipv4, Kind, L3, OUTER, Outer, Skip, Target, Transport, age_ipv4, ether_type, inner, set_macs,
 };
 
 use crate::{
     count,
-    entry::{self, Choice},
-    flow::Forward,
+    deliver::{Delivery, From, word_of_mac},
+    entry,
     frame::Frame,
-    maps::{ENDPOINTS, NEAR_ENDPOINTS, NODE_BY_ADDR, NODES, UPLINK, VIPS},
-    tc_uplink::mss_max,
+    maps::{ENDPOINTS, NEAR_ENDPOINTS, NODE_BY_ADDR, NODES, PARKED, PROGRAMS, UPLINK, VIPS},
 };
 
 const AF_INET: u8 = 2;
@@ -48,9 +46,7 @@ fn try_xdp_uplink(ctx: &XdpContext) -> Result<u32, Reason> {
     let mut frame = Frame::new(ctx);
     match decide(&mut frame)? {
         Next::Done(action) => Ok(action),
-        Next::Deliver(delivery) => {
-            deliver(&mut frame, &delivery).or_else(|reason| refuse(&mut frame, &delivery, reason))
-        }
+        Next::Deliver(delivery) => delivery.deliver(&mut frame),
     }
 }
 
@@ -58,19 +54,6 @@ enum Next {
     Done(u32),
     /// One place for what both clients and nodes send here: the verifier walks through it once.
     Deliver(Delivery),
-}
-
-/// A packet for a backend of this node.
-struct Delivery {
-    ip: Ipv4,
-    l4: Transport,
-    target: Target,
-    uplink: &'static Uplink,
-    /// The node it came in by, and the neighbour that sent it; zero when it came in here.
-    entry: Be32,
-    neighbour: [u8; 6],
-    /// This node's choice, when it is this one's.
-    choice: Option<Choice>,
 }
 
 #[inline(always)]
@@ -107,7 +90,7 @@ fn pass(skip: Skip) -> Result<Next, Reason> {
 }
 
 #[inline(always)]
-fn uplink() -> Option<&'static Uplink> {
+pub fn uplink() -> Option<&'static Uplink> {
     UPLINK.get(0).filter(|uplink| uplink.flags & UPLINK_READY != 0)
 }
 
@@ -120,14 +103,17 @@ fn on_client(frame: &mut Frame<'_>, ip: Ipv4, l4: Transport) -> Result<Next, Rea
     let Some(uplink) = uplink() else { return Ok(Next::Done(XDP_PASS)) };
     let choice = match entry::choose(vip, &ip, &l4) {
         Ok(choice) => choice,
-        Err(reason) => return answer_client(frame, &ip, &l4, reason).map(Next::Done),
+        Err(reason) => {
+            let parked = Parked { answer: reason as u32 + 1, ..Parked::default() };
+            return hand_on(frame, programs::DELIVER, &parked).map(Next::Done);
+        }
     };
     check_ttl(&ip)?;
     let backend = choice.backend;
     let target = Target { addr: backend.addr, port: backend.port, proto: l4.proto };
     if backend.node == NODE_SELF {
-        let (entry, neighbour) = (Be32::default(), [0; 6]);
-        return Ok(Next::Deliver(Delivery { ip, l4, target, uplink, entry, neighbour, choice: Some(choice) }));
+        let (entry, neighbour) = (Be32::default(), 0);
+        return Ok(Next::Deliver(Delivery { ip, l4, target, uplink, entry, neighbour, from: From::Choice(choice) }));
     }
     let node = NODES.get(backend.node).ok_or(Reason::NodeUnresolved)?;
     let action = send_to_node(frame, &ip, uplink, node, choice.hash.tunnel_port(), target)?;
@@ -136,62 +122,7 @@ fn on_client(frame: &mut Frame<'_>, ip: Ipv4, l4: Transport) -> Result<Next, Rea
 }
 
 #[inline(always)]
-fn refuse(frame: &mut Frame<'_>, to: &Delivery, reason: Reason) -> Result<u32, Reason> {
-    if to.entry.is_zero() { answer_client(frame, &to.ip, &to.l4, reason) } else { answer_by_tunnel(frame, to, reason) }
-}
-
-/// A connection that leads nowhere is reset, so that the client need not wait to find out.
-#[inline(always)]
-fn answer_client(frame: &mut Frame<'_>, ip: &Ipv4, l4: &Transport, reason: Reason) -> Result<u32, Reason> {
-    let answer = answer_to(l4, reason).ok_or(reason)?;
-    make_reset(frame, ip, l4)?;
-    swap_macs(frame).ok_or(Reason::Truncated)?;
-    count::reason(answer);
-    Ok(XDP_TX)
-}
-
-/// The reset goes back as any reply does.
-#[inline(always)]
-fn answer_by_tunnel(frame: &mut Frame<'_>, to: &Delivery, reason: Reason) -> Result<u32, Reason> {
-    let Delivery { ip, l4, uplink, .. } = to;
-    let answer = answer_to(l4, reason).ok_or(reason)?;
-    make_reset(frame, ip, l4)?;
-    let outer = Outer {
-        src_mac: uplink.mac,
-        dst_mac: to.neighbour,
-        src: uplink.addr,
-        dst: to.entry,
-        src_port: FlowHash::of(ip.src, l4.src_port, ip.dst, l4.dst_port).tunnel_port(),
-        inner_len: (packet::RESET_LEN - packet::ETHERNET) as u16,
-        kind: Kind::Reply,
-        target: Target::default(),
-    };
-    count::reason(answer);
-    wrap(frame, &outer)
-}
-
-/// A SYN that met a ring or a node in the moment of a change gets none: sent again, it finds the new ring.
-#[inline(always)]
-fn answer_to(l4: &Transport, reason: Reason) -> Option<Reason> {
-    if !l4.is_tcp() || l4.flags & TCP_RST != 0 {
-        return None;
-    }
-    match reason {
-        Reason::NoBackend => Some(Reason::ResetNoBackend),
-        Reason::BackendDown if !l4.opens() => Some(Reason::ResetBackendGone),
-        Reason::NotOurEndpoint if !l4.opens() => Some(Reason::ResetNotOurEndpoint),
-        _ => None,
-    }
-}
-
-#[inline(always)]
-fn make_reset(frame: &mut Frame<'_>, ip: &Ipv4, l4: &Transport) -> Result<(), Reason> {
-    packet::reset(frame, L3, ip, l4).ok_or(Reason::Truncated)?;
-    frame.truncate(packet::RESET_LEN).ok_or(Reason::HeadroomRefused)
-}
-
-#[inline(always)]
-fn check_ttl(ip: &Ipv4) -> Result<(), Reason> {
+pub fn check_ttl(ip: &Ipv4) -> Result<(), Reason> {
     if ip.ttl > 1 { Ok(()) } else { Err(Reason::TtlExpired) }
 }
 
@@ -226,67 +157,14 @@ fn send_to_node(
 }
 
 #[inline(always)]
-fn wrap(frame: &mut Frame<'_>, outer: &Outer) -> Result<u32, Reason> {
+pub fn wrap(frame: &mut Frame<'_>, outer: &Outer) -> Result<u32, Reason> {
     frame.move_start(-(OUTER as i32)).ok_or(Reason::HeadroomRefused)?;
     packet::Bytes::put(frame, 0, outer.bytes()).ok_or(Reason::HeadroomRefused)?;
     Ok(XDP_TX)
 }
 
-/// Into the allocation that holds the backend, or to the node's own stack. What comes to the stack through a tunnel is told
-/// to leave room for it: the node's own packets would be as large as the uplink takes.
 #[inline(always)]
-fn deliver(frame: &mut Frame<'_>, to: &Delivery) -> Result<u32, Reason> {
-    let Delivery { ip, l4, target, uplink, .. } = to;
-    let host = target.addr == uplink.addr;
-    let endpoint = if host { Endpoint::default() } else { endpoint(target.addr).ok_or(Reason::NotOurEndpoint)? };
-    let tunnelled = !to.entry.is_zero();
-    if host && tunnelled && l4.opens() {
-        clamp_mss(frame, L3, mss_max(uplink)).ok_or(Reason::Truncated)?;
-    }
-    let src_port = source_port(to)?;
-    let ends = Rewrite { src: ip.src, dst: target.addr, src_port, dst_port: target.port };
-    rewrite(frame, L3, ip, l4, &ends).ok_or(Reason::Truncated)?;
-    if let Some(choice) = &to.choice {
-        count::backend(choice.id, ip.total_len, choice.opens);
-        if choice.port.is_zero() {
-            choice.remember_port(src_port);
-        }
-    }
-    if !host {
-        set_macs(frame, endpoint.mac, endpoint.host_mac).ok_or(Reason::Truncated)?;
-        return Ok(redirect(endpoint.ifindex));
-    }
-    if tunnelled {
-        set_macs(frame, uplink.mac, uplink.mac).ok_or(Reason::Truncated)?;
-    }
-    Ok(XDP_PASS)
-}
-
-/// What the backend sees as the client's port; its flow table is asked once a tick for each flow.
-#[inline(always)]
-fn source_port(to: &Delivery) -> Result<Be16, Reason> {
-    let Delivery { ip, l4, target, .. } = to;
-    if let Some(choice) = &to.choice
-        && !choice.port.is_zero()
-        && !l4.changes_state()
-    {
-        return Ok(choice.port);
-    }
-    let forward = Forward {
-        client: ip.src,
-        client_port: l4.src_port,
-        dialled: ip.dst,
-        dialled_port: l4.dst_port,
-        backend: target.addr,
-        backend_port: target.port,
-        entry: to.entry,
-        proto: l4.proto,
-    };
-    forward.admit(l4)
-}
-
-#[inline(always)]
-fn endpoint(addr: Be32) -> Option<Endpoint> {
+pub fn endpoint(addr: Be32) -> Option<Endpoint> {
     if let Some(near) = NEAR_ENDPOINTS.get(addr.get() & 0xff)
         && near.addr == addr
     {
@@ -297,7 +175,7 @@ fn endpoint(addr: Be32) -> Option<Endpoint> {
 }
 
 #[inline(always)]
-fn redirect(ifindex: u32) -> u32 {
+pub fn redirect(ifindex: u32) -> u32 {
     // SAFETY: the helper has no preconditions.
     unsafe { bpf_redirect(ifindex, 0) as u32 }
 }
@@ -308,7 +186,7 @@ fn on_tunnel(frame: &mut Frame<'_>, outer: &Ipv4, uplink: &'static Uplink) -> Re
     // SAFETY: the value is not read.
     unsafe { NODE_BY_ADDR.get(outer.src) }.ok_or(Reason::TunnelPeerUnknown)?;
     let inner = inner(frame).map_err(|_| Reason::TunnelMalformed)?;
-    let neighbour = packet::Bytes::get::<6>(frame, 6).ok_or(Reason::Truncated)?;
+    let neighbour = word_of_mac(packet::Bytes::get::<6>(frame, 6).ok_or(Reason::Truncated)?);
     frame.move_start(OUTER as i32).ok_or(Reason::HeadroomRefused)?;
     ether_type(frame).map_err(|_| Reason::TunnelMalformed)?;
     match inner.kind {
@@ -324,7 +202,7 @@ fn on_forward(
     target: Target,
     uplink: &'static Uplink,
     entry: Be32,
-    neighbour: [u8; 6],
+    neighbour: u64,
 ) -> Result<Next, Reason> {
     let ip = Ipv4::parse(frame, L3).map_err(|_| Reason::TunnelMalformed)?;
     let l4 = Transport::parse(frame, L3, &ip).map_err(|_| Reason::TunnelMalformed)?;
@@ -332,7 +210,24 @@ fn on_forward(
         return Err(Reason::TunnelMalformed);
     }
     check_ttl(&ip)?;
-    Ok(Next::Deliver(Delivery { ip, l4, target, uplink, entry, neighbour, choice: None }))
+    Ok(Next::Deliver(Delivery { ip, l4, target, uplink, entry, neighbour, from: From::Node }))
+}
+
+/// Hands the frame on. What was parked is read before this CPU takes another frame: programs run to their end.
+#[inline(always)]
+pub fn hand_on(frame: &Frame<'_>, program: u32, parked: &Parked) -> Result<u32, Reason> {
+    let place = PARKED.get_ptr_mut(0).ok_or(Reason::ProgramMissing)?;
+    // SAFETY: this CPU's own value; the lookup checked that it is there.
+    unsafe { *place = *parked };
+    call(frame, program)
+}
+
+/// Hands the frame on with what is parked.
+#[inline(always)]
+pub fn call(frame: &Frame<'_>, program: u32) -> Result<u32, Reason> {
+    // SAFETY: nothing here needs to be dropped; it returns only when there is no such program.
+    unsafe { PROGRAMS.tail_call(frame.ctx(), program) };
+    Err(Reason::ProgramMissing)
 }
 
 /// A reply comes finished but for the last hop, which this node's routes and neighbours know.
@@ -362,8 +257,18 @@ fn on_reply(frame: &mut Frame<'_>) -> Result<u32, Reason> {
         _ => return Err(Reason::NoRoute),
     }
     age_ipv4(frame, L3, &ip).ok_or(Reason::Truncated)?;
-    set_macs(frame, fib.dmac, fib.smac).ok_or(Reason::Truncated)?;
+    set_macs(frame, mac(&fib.dmac), mac(&fib.smac)).ok_or(Reason::Truncated)?;
     Ok(if fib.ifindex == ingress { XDP_TX } else { redirect(fib.ifindex) })
+}
+
+/// An address out of the program's stack, which the verifier wants read at its alignment: compilers join plain reads.
+#[inline(always)]
+fn mac(bytes: &[u8; 6]) -> [u8; 6] {
+    let words: *const u16 = bytes.as_ptr().cast();
+    // SAFETY: six bytes; both addresses in `bpf_fib_lookup` lie at even offsets.
+    let [a, b, c] = unsafe { [words.read_volatile(), words.add(1).read_volatile(), words.add(2).read_volatile()] };
+    let ([a0, a1], [b0, b1], [c0, c1]) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes());
+    [a0, a1, b0, b1, c0, c1]
 }
 
 /// Between allocations, or from an allocation to this node itself.

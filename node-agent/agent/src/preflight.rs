@@ -116,7 +116,13 @@ fn check_datapath(config: &AgentConfig) -> Result<(), PreflightError> {
     let node_id = "unknown".to_owned();
     let (pin_root, uplink) = (config.pin_root.clone(), config.uplink.clone());
     let cgroup_root = crate::net::cgroup2_root().ok_or(PreflightError::NoCgroup2)?;
-    Ok(kernel::Datapath::preflight(&kernel::Config { pin_root, node_id, uplink, cgroup_root })?)
+    Ok(kernel::Datapath::preflight(&kernel::Config {
+        pin_root,
+        node_id,
+        uplink,
+        cgroup_root,
+        sizes: kernel::Sizes::default(),
+    })?)
 }
 
 fn check_kernel() -> Result<(), PreflightError> {

@@ -17,6 +17,25 @@ pub struct Config {
     pub uplink: Option<String>,
     /// The root of a cgroup2 hierarchy.
     pub cgroup_root: PathBuf,
+    pub sizes: Sizes,
+}
+
+/// How many flows the tables hold. Both are rounded up to powers of two; maps that are pinned keep the size they have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Flows to backends of this node: 32 bytes each, for all CPUs together.
+    pub flows: u32,
+    /// Choices that each CPU remembers for flows that come in here: 16 bytes each. Four times what is expected keeps nearly
+    /// all of them.
+    pub choices: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        let cpus = aya::util::nr_cpus().unwrap_or(1);
+        let share = if cpus > 16 { 4 } else { 1 };
+        Self { flows: 4 * abi::maps::FLOW_BUCKETS, choices: 4 * abi::maps::ENTRY_BUCKETS / share }
+    }
 }
 
 /// Why the data path cannot run here. Nothing was changed.
@@ -94,6 +113,7 @@ mod tests {
             node_id: "n-1".into(),
             uplink: None,
             cgroup_root: "/sys/fs/cgroup".into(),
+            sizes: Sizes::default(),
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use abi::{BackendCounters, Be32, Reason, maps, programs as name};
+use abi::{BackendCounters, Be32, Flow, FlowKey, Reason, maps, programs as name};
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
     maps::MapData,
@@ -19,7 +19,7 @@ use dataplane::{MapDelta, MapImage};
 use nix::net::if_::{if_indextoname, if_nametoindex};
 
 use crate::{
-    Config, KernelError, PreflightError, config, error,
+    Config, FlowPressure, KernelError, PreflightError, Sizes, config, error, flows,
     maps::Maps,
     pins,
     pins::Pins,
@@ -76,8 +76,12 @@ impl Datapath {
         config::preflight(config)?;
         let pins = Pins::of(&config.pin_root, &config.node_id);
         let adopted = pins.prepare()?;
-        let mut object = load(&pins)?;
-        let maps = Maps::take(&mut object)?;
+        let mut object = load(&pins, config.sizes)?;
+        let mut maps = Maps::take(&mut object)?;
+        for (index, program) in name::HANDED_ON {
+            let xdp: &mut Xdp = self::program(&mut object, program)?;
+            maps.set_program(index, xdp.fd().map_err(|e| error::load(program, e))?)?;
+        }
         let mut datapath = Self { object, maps, pins, mode: UplinkMode::Absent, adopted };
         for hook in name::SOCKET_HOOKS {
             datapath.attach_hook(hook, &config.cgroup_root)?;
@@ -154,6 +158,16 @@ impl Datapath {
         self.maps.reasons()
     }
 
+    /// How full the table of flows to this node's backends is.
+    pub fn flow_pressure(&self) -> FlowPressure {
+        flows::pressure(self.maps.flows())
+    }
+
+    /// The flows to this node's backends.
+    pub fn flows(&self) -> BTreeMap<FlowKey, Flow> {
+        flows::all(self.maps.flows())
+    }
+
     /// Next hops that packets were dropped for since the last call, because nobody had resolved them.
     pub fn take_unresolved(&mut self) -> BTreeSet<Be32> {
         self.maps.take_unresolved()
@@ -185,7 +199,9 @@ impl Datapath {
 
     /// How many instructions the kernel's verifier walked through for each program.
     pub fn verified_instructions(&self) -> Result<BTreeMap<&'static str, u32>, KernelError> {
-        let names = [name::XDP_UPLINK, name::TC_VETH, name::TC_UPLINK].into_iter().chain(name::SOCKET_HOOKS);
+        let handed_on = name::HANDED_ON.map(|(_, name)| name);
+        let attached = [name::XDP_UPLINK, name::TC_VETH, name::TC_UPLINK];
+        let names = attached.into_iter().chain(handed_on).chain(name::SOCKET_HOOKS);
         let verified = |name: &'static str| {
             let program = self.object.program(name).ok_or(KernelError::Missing { what: "program", name })?;
             let info = program.info().map_err(|e| error::load(name, e))?;
@@ -289,18 +305,21 @@ impl UplinkMode {
     }
 }
 
-fn load(pins: &Pins) -> Result<Ebpf, KernelError> {
+fn load(pins: &Pins, sizes: Sizes) -> Result<Ebpf, KernelError> {
     let directory = pins.maps();
     let cpus = aya::util::nr_cpus().unwrap_or(1) as u32;
-    let bits = entry_bits(&directory, cpus);
+    let entry_bits = bits(&directory.join(maps::ENTRY_FLOWS), cpus, sizes.choices);
+    let flow_bits = bits(&directory.join(maps::FLOWS), 1, sizes.flows);
     let mut loader = EbpfLoader::new();
-    loader.map_max_entries(maps::ENTRY_FLOWS, cpus << bits);
-    loader.override_global("ENTRY_BITS", &bits, true);
+    loader.map_max_entries(maps::ENTRY_FLOWS, cpus << entry_bits).map_max_entries(maps::FLOWS, 1 << flow_bits);
+    loader.override_global("ENTRY_BITS", &entry_bits, true).override_global("FLOW_BITS", &flow_bits, true);
     for map in maps::NAMES {
         loader.map_pin_path(map, directory.join(map));
     }
     let mut object = loader.load(crate::object())?;
-    program::<&mut Xdp>(&mut object, name::XDP_UPLINK)?.load().map_err(|e| error::load(name::XDP_UPLINK, e))?;
+    for name in name::HANDED_ON.map(|(_, name)| name).into_iter().chain([name::XDP_UPLINK]) {
+        program::<&mut Xdp>(&mut object, name)?.load().map_err(|e| error::load(name, e))?;
+    }
     for name in [name::TC_VETH, name::TC_UPLINK] {
         program::<&mut SchedClassifier>(&mut object, name)?.load().map_err(|e| error::load(name, e))?;
     }
@@ -310,14 +329,16 @@ fn load(pins: &Pins) -> Result<Ebpf, KernelError> {
     Ok(object)
 }
 
-/// Buckets per CPU as a power of two: those of the pinned map, else fewer on machines with many CPUs.
-fn entry_bits(directory: &Path, cpus: u32) -> u32 {
-    let pinned = MapData::from_pin(directory.join(maps::ENTRY_FLOWS)).and_then(|map| map.info());
-    match pinned {
-        Ok(info) => (info.max_entries() / cpus.max(1)).max(1).ilog2(),
-        Err(_) => maps::ENTRY_BUCKETS.ilog2() - if cpus > 16 { 2 } else { 0 },
+/// Buckets of each of `parts` as a power of two: those of the pinned map, else enough for `entries`.
+fn bits(pin: &Path, parts: u32, entries: u32) -> u32 {
+    match MapData::from_pin(pin).and_then(|map| map.info()) {
+        Ok(info) => (info.max_entries() / parts.max(1)).max(1).ilog2(),
+        Err(_) => (entries / packet::flows::WAYS as u32).clamp(1, 1 << BITS_MAX).next_power_of_two().ilog2(),
     }
 }
+
+/// 64 million flows.
+const BITS_MAX: u32 = 24;
 
 fn program<'a, P>(object: &'a mut Ebpf, name: &'static str) -> Result<P, KernelError>
 where

@@ -14,6 +14,7 @@
 mod config;
 mod datapath;
 mod error;
+mod flows;
 mod interface;
 mod mapped;
 mod maps;
@@ -21,10 +22,11 @@ mod pins;
 mod rehearse;
 mod sys;
 
-pub use abi::{BackendCounters, Kind as ReasonKind, Reason};
-pub use config::{Config, PreflightError};
+pub use abi::{BackendCounters, Flow, FlowKey, Kind as ReasonKind, Reason};
+pub use config::{Config, PreflightError, Sizes};
 pub use datapath::{Datapath, Trace, TraceAction, UplinkMode};
 pub use error::KernelError;
+pub use flows::FlowPressure;
 pub use interface::{InterfaceError, attach_pass, netns_cookie, set_gro, set_tx_checksum_offload};
 pub use pins::detach_all;
 pub use rehearse::{Question, Rehearsal, Tunnel};

@@ -6,12 +6,13 @@ use std::{
 };
 
 use abi::{
-    Backend, BackendCounters, Be32, Endpoint, NearEndpoint, Node, Reason, RingHead, Unresolved, Uplink, VipKey,
-    VipValue, maps as name,
+    Backend, BackendCounters, Be32, Endpoint, FlowBucket, NearEndpoint, Node, Reason, RingHead, Unresolved, Uplink,
+    VipKey, VipValue, maps as name,
 };
 use aya::{
     Ebpf, Pod,
-    maps::{Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf},
+    maps::{Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, ProgramArray, RingBuf},
+    programs::ProgramFd,
 };
 use dataplane::{MapDelta, MapImage, Ring, Write};
 
@@ -32,6 +33,8 @@ pub(crate) struct Maps {
     backend_counters: PerCpuArray<MapData, BackendCounters>,
     reasons: PerCpuArray<MapData, u64>,
     unresolved: RingBuf<MapData>,
+    flows: Mapped<FlowBucket>,
+    programs: ProgramArray<MapData>,
 }
 
 impl Maps {
@@ -51,6 +54,8 @@ impl Maps {
             backend_counters: take(object, name::BACKEND_COUNTERS)?,
             reasons: take(object, name::REASONS)?,
             unresolved: take(object, name::UNRESOLVED)?,
+            flows: mapped(object, name::FLOWS)?,
+            programs: take(object, name::PROGRAMS)?,
         })
     }
 
@@ -159,6 +164,15 @@ impl Maps {
             Ok((*reason, values.iter().sum()))
         };
         Reason::ALL.iter().map(count).collect()
+    }
+
+    /// Lets others hand frames on to a program; the one of before is replaced.
+    pub fn set_program(&mut self, index: u32, program: &ProgramFd) -> Result<(), KernelError> {
+        self.programs.set(index, program, 0).map_err(on_map(name::PROGRAMS))
+    }
+
+    pub fn flows(&self) -> &Mapped<FlowBucket> {
+        &self.flows
     }
 
     /// Next hops that packets waited for since the last call.

@@ -7,10 +7,10 @@ use std::{
     path::Path,
 };
 
-use abi::{Backend, Be16, Bucket, Flow, FlowKey, PROTO_TCP, Reason, Way, maps, programs as name};
+use abi::{Backend, Be16, Bucket, Flow, FlowBucket, FlowKey, PROTO_TCP, Reason, Way, maps, programs as name};
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, MapData, PerCpuArray},
+    maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray},
     programs::Xdp,
 };
 use packet::{Bytes, FlowHash, Ipv4, L3, OUTER, Transport};
@@ -20,6 +20,8 @@ use crate::{
     datapath::{action_of, run},
     error,
     error::on_map,
+    flows,
+    mapped::Mapped,
 };
 
 /// What programs only read: the rehearsal reads the very same.
@@ -36,7 +38,7 @@ const SHARED: [&str; 10] = [
     maps::UPLINK,
 ];
 /// What programs write, with room for one flow.
-const OWN: [(&str, u32); 3] = [(maps::FLOWS, 1_024), (maps::ALIASES, 1_024), (maps::BACKEND_COUNTERS, 1)];
+const OWN: [(&str, u32); 3] = [(maps::FLOWS, 1), (maps::ALIASES, 1_024), (maps::BACKEND_COUNTERS, 1)];
 const BUCKET_BITS: u32 = 4;
 
 /// A packet that a client might send to this node.
@@ -80,6 +82,9 @@ pub(crate) fn rehearse(directory: &Path, question: &Question) -> Result<Rehearsa
     let live = Live::read(directory, question)?;
     live.copy_into(&mut object, question)?;
     let before = counted(&object)?;
+    for (index, handed_on) in name::HANDED_ON {
+        set_program(&mut object, index, handed_on)?;
+    }
     let program = object.program_mut(name::XDP_UPLINK);
     let program: &mut Xdp = program
         .ok_or(KernelError::Missing { what: "program", name: name::XDP_UPLINK })?
@@ -92,6 +97,15 @@ pub(crate) fn rehearse(directory: &Path, question: &Question) -> Result<Rehearsa
     Ok(describe(&live, action_of(value), &frame, question, reasons))
 }
 
+fn set_program(object: &mut Ebpf, index: u32, name: &'static str) -> Result<(), KernelError> {
+    let program = object.program_mut(name).ok_or(KernelError::Missing { what: "program", name })?;
+    let program: &mut Xdp = program.try_into().map_err(|e| error::load(name, e))?;
+    program.load().map_err(|e| error::load(name, e))?;
+    let fd = program.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(|e| error::load(name, e))?;
+    let mut programs: ProgramArray<_> = map_mut(object, maps::PROGRAMS)?;
+    programs.set(index, &fd, 0).map_err(on_map(maps::PROGRAMS))
+}
+
 fn load(directory: &Path) -> Result<Ebpf, KernelError> {
     let mut loader = EbpfLoader::new();
     for map in SHARED {
@@ -101,7 +115,7 @@ fn load(directory: &Path) -> Result<Ebpf, KernelError> {
         loader.map_max_entries(map, entries);
     }
     loader.map_max_entries(maps::ENTRY_FLOWS, cpus() << BUCKET_BITS);
-    loader.override_global("ENTRY_BITS", &BUCKET_BITS, true);
+    loader.override_global("ENTRY_BITS", &BUCKET_BITS, true).override_global("FLOW_BITS", &0_u32, true);
     Ok(loader.load(crate::object())?)
 }
 
@@ -138,8 +152,8 @@ impl Live {
             }
         }
         if let Some((key, flow)) = self.flow {
-            let mut flows: HashMap<_, FlowKey, Flow> = map_mut(object, maps::FLOWS)?;
-            flows.insert(key, flow, 0).map_err(on_map(maps::FLOWS))?;
+            let mut flows: Array<_, FlowBucket> = map_mut(object, maps::FLOWS)?;
+            flows.set(0, flows::bucket_of(&key, &flow), 0).map_err(on_map(maps::FLOWS))?;
         }
         Ok(())
     }
@@ -173,7 +187,6 @@ impl Question {
     fn flow(&self, directory: &Path, way: &Way) -> Result<Option<(FlowKey, Flow)>, KernelError> {
         let backends: Array<_, Backend> = pinned(directory, maps::BACKENDS)?;
         let backend = backends.get(&way.backend.into(), 0).map_err(on_map(maps::BACKENDS))?;
-        let flows: HashMap<_, FlowKey, Flow> = pinned(directory, maps::FLOWS)?;
         let key = FlowKey {
             client: (*self.src.ip()).into(),
             backend: backend.addr,
@@ -182,7 +195,10 @@ impl Question {
             proto: self.proto,
             pad: [0; 3],
         };
-        Ok(flows.get(&key, 0).ok().map(|flow| (key, flow)))
+        let table = MapData::from_pin(directory.join(maps::FLOWS)).map_err(on_map(maps::FLOWS))?;
+        let len = table.info().map_err(on_map(maps::FLOWS))?.max_entries();
+        let table = Mapped::new(maps::FLOWS, table.fd(), len)?;
+        Ok(flows::one(&table, &key).map(|flow| (key, flow)))
     }
 
     /// With right checksums, so that what the program makes of them can be read back.

@@ -39,6 +39,7 @@ impl Rig {
             node_id: "node".into(),
             uplink: uplink.map(str::to_owned),
             cgroup_root: cgroup2(),
+            sizes: kernel::Sizes::default(),
         };
         Self { config }
     }
