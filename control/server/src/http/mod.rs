@@ -11,6 +11,7 @@ mod logs;
 mod made;
 mod operator;
 mod options;
+mod placement;
 mod rollouts;
 mod snapshot;
 mod state;
@@ -53,6 +54,8 @@ pub(crate) fn router(member: Arc<Member>) -> Router {
         .route("/v1/job/{id}/evaluate", post(made::evaluate).put(made::evaluate))
         .route("/v1/job/{id}/stable", post(made::set_stable).put(made::set_stable))
         .route("/v1/mesh/job/{id}/restart", post(made::restart).put(made::restart))
+        .route("/v1/mesh/job/{id}/scores", get(placement::scores))
+        .route("/v1/mesh/rebalance", get(placement::rebalance))
         .route("/v1/system/gc", post(made::collect_garbage).put(made::collect_garbage))
         .route("/v1/job/{id}/deployments", get(rollouts::of_job))
         .route("/v1/job/{id}/deployment", get(rollouts::latest_of_job))
