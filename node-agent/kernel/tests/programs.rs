@@ -435,6 +435,49 @@ fn programs_stay_far_below_what_the_verifier_walks_through() {
     assert!(figures.values().all(|n| (1..100_000).contains(n)), "{figures:?}");
 }
 
+/// One bucket pair that fills: a table of two buckets.
+fn tiny(image: &MapImage) -> (Rig, Datapath) {
+    let (rig, datapath) = published(image);
+    drop(datapath);
+    kernel::detach_all(&rig.config.pin_root, &rig.config.node_id).unwrap();
+    let sizes = kernel::Sizes { flows: 8, choices: 8 };
+    let mut datapath = Datapath::attach(&kernel::Config { sizes, ..rig.config.clone() }).unwrap();
+    datapath.publish(&diff(&MapImage::default(), image)).unwrap();
+    (rig, datapath)
+}
+
+#[test]
+fn floods_of_syns_wash_out_no_connection_and_a_full_table_refuses_new_ones() {
+    let (_rig, mut datapath) = tiny(&services());
+    let flow = |client: u16, flags: u8| Segment { src: (CLIENT, client), ..segment(80, flags) };
+    let establish = |datapath: &mut Datapath, client: u16| {
+        datapath.trace(&flow(client, SYN).frame()).unwrap();
+        datapath.trace_reply(&Segment::new((LOCAL, 8080), (CLIENT, client), SYN | ACK).frame()).unwrap();
+        datapath.trace(&flow(client, ACK).frame()).unwrap().action
+    };
+    for client in 1..=3 {
+        assert_eq!(establish(&mut datapath, client), TraceAction::Redirected);
+    }
+    for client in 1_000..3_000 {
+        assert_eq!(datapath.trace(&flow(client, SYN).frame()).unwrap().action, TraceAction::Redirected);
+    }
+    let pressure = datapath.flow_pressure();
+    assert_eq!((pressure.capacity, pressure.confirmed, pressure.unconfirmed), (8, 3, 5));
+    for client in 1..=3 {
+        let reply = Segment::new((LOCAL, 8080), (CLIENT, client), ACK).frame();
+        assert_eq!(Segment::read(&datapath.trace_reply(&reply).unwrap().1).src, (VIP, 80), "still known");
+    }
+    for client in 4..=8 {
+        assert_eq!(establish(&mut datapath, client), TraceAction::Redirected);
+    }
+    assert_eq!(datapath.trace(&flow(9, SYN).frame()).unwrap().action, TraceAction::Dropped);
+    assert_eq!((count(&datapath, Reason::FlowTableRefused), datapath.flows().len()), (1, 8));
+    assert!((datapath.flow_pressure().ratio() - 1.0).abs() < f64::EPSILON);
+    datapath.trace(&flow(4, FIN | ACK).frame()).unwrap();
+    datapath.trace(&flow(5, RST).frame()).unwrap();
+    assert_eq!(datapath.trace(&flow(1, ACK).frame()).unwrap().action, TraceAction::Redirected);
+}
+
 #[test]
 fn a_rehearsal_says_what_would_happen_and_touches_nothing() {
     let before = services();
