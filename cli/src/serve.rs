@@ -129,7 +129,11 @@ impl ServerOptions {
 pub fn server(endpoint: &Endpoint, command: ServerCommand) -> Result<()> {
     let config = match command {
         ServerCommand::Members => return operator::members(endpoint),
-        ServerCommand::Recover { data_dir, name, .. } => {
+        ServerCommand::Recover { data_dir, name, the_others_are_lost } => {
+            ensure!(
+                the_others_are_lost,
+                "say -the-others-are-lost: a server that comes back would be a second cluster"
+            );
             let removed = server::recover(&data_dir, &name.map_or_else(hostname, Ok)?)?;
             println!("This server is the only one now; {} others belong no more.", removed.len());
             println!("Start it with `meshctl server run`, then let new servers join with fresh tokens.");
@@ -245,6 +249,18 @@ pub struct AgentOptions {
     /// Where DNS listens beside port 53 of the node's mesh address
     #[arg(long, default_value = "127.0.0.1:8600", value_name = "IP:PORT")]
     dns: SocketAddr,
+    /// The engine of the docker driver
+    #[arg(long, value_name = "SOCKET", default_value = "/var/run/docker.sock")]
+    docker_socket: PathBuf,
+    /// The engine of the podman driver
+    #[arg(long, value_name = "SOCKET", default_value = "/run/podman/podman.sock")]
+    podman_socket: PathBuf,
+    /// Let containers mount directories of this node and named volumes
+    #[arg(long)]
+    docker_volumes: bool,
+    /// Let containers be privileged and have devices and namespaces of this node
+    #[arg(long)]
+    docker_allow_privileged: bool,
     /// Allow the raw_exec driver, which isolates nothing
     #[arg(long)]
     raw_exec: bool,
@@ -254,6 +270,8 @@ impl AgentOptions {
     fn config(self) -> Result<AgentConfig> {
         let address = self.advertise.map_or_else(|| address_of(&self.uplink), Ok)?;
         let defaults = AgentConfig::for_address(address);
+        let (volumes, allow_privileged) = (self.docker_volumes, self.docker_allow_privileged);
+        let engine = |options, socket| agent::DockerOptions { socket, volumes, allow_privileged, ..options };
         Ok(AgentConfig {
             data_dir: self.data_dir,
             name: self.name.unwrap_or(defaults.name),
@@ -267,6 +285,8 @@ impl AgentOptions {
             http_bind: Some(self.http),
             dns_bind: self.dns,
             raw_exec: self.raw_exec,
+            docker: engine(defaults.docker, self.docker_socket),
+            podman: engine(defaults.podman, self.podman_socket),
             ..defaults
         })
     }

@@ -21,6 +21,7 @@ mod io;
 mod log;
 mod raft;
 mod reads;
+mod recover;
 mod store;
 
 pub use api::{
@@ -29,4 +30,5 @@ pub use api::{
 };
 pub use core::{Applied, Core, CoreConfig, CoreError, Effect, Payload, Position, Standing, StepError, is_snapshot};
 pub use raft::{Pending, Raft};
+pub use recover::{RecoverError, Recovered, recover};
 pub use store::{Base, DiskStore, Loaded, LogStore, MemoryStore, SnapshotWrite, Write, genesis};
