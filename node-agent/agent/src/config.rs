@@ -42,6 +42,8 @@ pub struct AgentConfig {
     /// Containers of dockerd, and of podman's service; where images are recorded is the data directory's to say.
     pub docker: DockerOptions,
     pub podman: DockerOptions,
+    /// Directories of the node that `file://` artifacts may lie in.
+    pub artifact_dirs: Vec<PathBuf>,
     /// The binary that has the hidden `supervise` and `task-init` commands: this one.
     pub supervisor: PathBuf,
 }
@@ -68,6 +70,7 @@ impl AgentConfig {
             raw_exec: false,
             docker: DockerOptions::new(Plugin::Docker, "images"),
             podman: DockerOptions::new(Plugin::Podman, "images"),
+            artifact_dirs: Vec::new(),
             supervisor: PathBuf::from("/proc/self/exe"),
         }
     }

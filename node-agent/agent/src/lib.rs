@@ -22,6 +22,7 @@ pub mod datapath;
 mod driver_set;
 pub mod enrol;
 pub mod entropy;
+pub mod files;
 pub mod fingerprint;
 mod http;
 pub mod logs;
@@ -34,6 +35,7 @@ pub mod session;
 pub mod store;
 
 pub use config::AgentConfig;
+pub use drivers::DockerOptions;
 pub use http::router;
 pub use purge::{PurgeError, detach, end_tasks, purge};
 
@@ -44,6 +46,7 @@ use datadir::DataDir;
 use datapath::DataPath;
 use drivers::Launcher;
 use entropy::{Jitter, entropy};
+use files::Sources;
 use model::{Node, NodeId};
 use net::{NetConfig, NetStack};
 use session::{LinkStatus, Refused, Session};
@@ -106,10 +109,13 @@ impl Agent {
         let jitter = Jitter::seeded((random >> 64) as u64);
         tracing::info!(node = %id, name = node.name, "agent starts");
         let rebooted = store.note_boot(&boot_id().context("the kernel does not name this start of the machine")?)?;
-        let mut shell = shell(&config, &node, &data, &data_path, &jitter);
+        let (status, link) = watch::channel(LinkStatus { servers: config.servers.clone(), ..LinkStatus::default() });
+        let (routing, routes) = watch::channel(None);
+        let cluster = Some(lookup::ClusterData::new(credentials.clone(), link.clone()));
+        let policy = artifact::Policy { file_roots: config.artifact_dirs.clone(), ..artifact::Policy::default() };
+        let mut shell = shell(&config, &node, &data, &data_path, &jitter, Sources { routing: routes, cluster, policy });
         shell.rebooted = rebooted;
         let allocs = Allocs::start(shell, store.clone()).await?;
-        let (status, link) = watch::channel(LinkStatus { servers: config.servers.clone(), ..LinkStatus::default() });
         let handle = AgentHandle {
             node: Arc::new(node.clone()),
             data_path: Arc::clone(&data_path),
@@ -129,6 +135,7 @@ impl Agent {
             logs: logs::LogReader::new(data),
             jitter: jitter.fork(1),
             status,
+            routing,
         };
         work.spawn(session.run(refusal_to));
         Ok(Self { handle, config, refusal, work })
@@ -200,7 +207,14 @@ fn net_config(config: &AgentConfig, node_id: NodeId) -> NetConfig {
     }
 }
 
-fn shell(config: &AgentConfig, node: &Node, data: &DataDir, data_path: &Arc<dyn DataPath>, jitter: &Jitter) -> Shell {
+fn shell(
+    config: &AgentConfig,
+    node: &Node,
+    data: &DataDir,
+    data_path: &Arc<dyn DataPath>,
+    jitter: &Jitter,
+    files: Sources,
+) -> Shell {
     Shell {
         node: node.clone(),
         data: data.clone(),
@@ -212,6 +226,7 @@ fn shell(config: &AgentConfig, node: &Node, data: &DataDir, data_path: &Arc<dyn 
         jitter: jitter.clone(),
         checks: CheckPool::start(),
         launches: Shell::launches(),
+        files,
         rebooted: false,
     }
 }

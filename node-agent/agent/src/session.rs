@@ -54,6 +54,8 @@ pub struct Session {
     pub logs: LogReader,
     pub jitter: Jitter,
     pub status: watch::Sender<LinkStatus>,
+    /// The newest routing goes to the data path and to whoever else looks here.
+    pub routing: watch::Sender<Option<RoutingSnapshot>>,
 }
 
 /// A server would not have this node, and said why.
@@ -84,7 +86,8 @@ impl Session {
     async fn attend_for_ever(mut self, first_refusal: oneshot::Sender<Refused>) {
         let mut first_refusal = Some(first_refusal);
         let mut dialer = Dialer::new(self.servers.clone());
-        let routes = forward_routing(Arc::clone(&self.data_path));
+        let routes = self.routing.clone();
+        forward_routing(Arc::clone(&self.data_path), routes.subscribe());
         let seed = (self.jitter.fork(2).fraction() * u64::MAX as f64) as u64;
         let probes = crate::probes::start(self.node.id, self.node.address, routes.subscribe(), seed);
         let mut routing = Newest { generation: Generation(0), to: routes };
@@ -390,8 +393,7 @@ impl Newest {
 }
 
 /// Publishing rings takes a while, and heartbeats must not wait for it. What comes meanwhile replaces what waits.
-fn forward_routing(data_path: Arc<dyn DataPath>) -> watch::Sender<Option<RoutingSnapshot>> {
-    let (to, mut from) = watch::channel(None::<RoutingSnapshot>);
+fn forward_routing(data_path: Arc<dyn DataPath>, mut from: watch::Receiver<Option<RoutingSnapshot>>) {
     tokio::spawn(async move {
         while from.changed().await.is_ok() {
             let Some(snapshot) = from.borrow_and_update().clone() else { continue };
@@ -401,7 +403,6 @@ fn forward_routing(data_path: Arc<dyn DataPath>) -> watch::Sender<Option<Routing
             }
         }
     });
-    to
 }
 
 /// Which server to dial next, and when.

@@ -4,14 +4,21 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test, though one with its own main")]
 
+#[path = "tasks/crashes.rs"]
+mod crashes;
+#[path = "tasks/files.rs"]
+mod files;
 #[path = "../src/allocs/fixtures.rs"]
 mod fixtures;
+#[path = "tasks/lives.rs"]
+mod lives;
 
 use agent::allocs::{Allocs, Reports, Shell};
 use agent::checks::CheckPool;
 use agent::datadir::DataDir;
 use agent::datapath::{DataPath, Place};
 use agent::entropy::Jitter;
+use agent::files::Sources;
 use agent::logs::LogReader;
 use agent::store::Store;
 use agent::{AgentConfig, fingerprint};
@@ -29,6 +36,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::watch;
 use wire::routes::RouteReport;
 use wire::session::{AgentMessage, LogKind, LogRange};
 
@@ -36,24 +44,46 @@ fn main() -> ExitCode {
     if let Some(code) = drivers::hidden_main(std::env::args_os()) {
         return code;
     }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [word, dir, node] = arguments.as_slice()
+        && word == "half"
+    {
+        crashes::half(Path::new(dir), node.parse().unwrap());
+    }
     assert!(nix::unistd::geteuid().is_root(), "this test starts tasks in cgroups: run it as root");
-    let tests: [(&str, Test); 5] = [
-        ("a_killed_task_is_reported_within_a_second_and_restarted", a_killed_task_is_reported_and_restarted),
-        ("tasks_outlive_the_agent_and_are_adopted", tasks_outlive_the_agent_and_are_adopted),
-        (
-            "an_end_is_written_down_before_its_supervisor_is_let_go",
-            an_end_is_written_down_before_its_supervisor_is_let_go,
-        ),
-        ("allocations_that_the_servers_left_out_stop", allocations_that_the_servers_left_out_stop),
-        ("output_can_be_read_while_the_task_writes", output_can_be_read_while_the_task_writes),
-    ];
-    for (name, test) in tests {
+    let soak = arguments.iter().any(|argument| argument == "--ignored");
+    let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
+    for (name, test) in if soak { SOAK } else { TESTS } {
+        if filter.is_some_and(|filter| !name.contains(filter.as_str())) {
+            continue;
+        }
         let began = Instant::now();
         test(&Bench::new());
         println!("test {name} ... ok ({:.1} s)", began.elapsed().as_secs_f64());
     }
     ExitCode::SUCCESS
 }
+
+const TESTS: &[(&str, Test)] = &[
+    ("a_killed_task_is_reported_within_a_second_and_restarted", a_killed_task_is_reported_and_restarted),
+    ("tasks_outlive_the_agent_and_are_adopted", tasks_outlive_the_agent_and_are_adopted),
+    ("an_end_is_written_down_before_its_supervisor_is_let_go", an_end_is_written_down_before_its_supervisor_is_let_go),
+    ("allocations_that_the_servers_left_out_stop", allocations_that_the_servers_left_out_stop),
+    ("output_can_be_read_while_the_task_writes", output_can_be_read_while_the_task_writes),
+    ("batch_work_completes_once_and_fails_by_its_policy", lives::batch_work_completes_once_and_fails_by_its_policy),
+    ("hooks_run_around_the_main_task", lives::hooks_run_around_the_main_task),
+    ("people_restart_signal_and_measure_tasks", lives::people_restart_signal_and_measure_tasks),
+    ("a_failing_check_restarts_its_task", lives::a_failing_check_restarts_its_task),
+    ("a_task_speaks_for_itself_by_a_ttl_check", lives::a_task_speaks_for_itself_by_a_ttl_check),
+    ("templates_are_there_at_the_start_and_followed", files::templates_are_there_at_the_start_and_followed),
+    ("a_missing_artifact_fails_its_task_by_name", files::a_missing_artifact_fails_its_task_by_name),
+    ("what_nobody_owns_goes", lives::what_nobody_owns_goes),
+    ("without_servers_a_group_stops_when_it_says_so", lives::without_servers_a_group_stops_when_it_says_so),
+    ("an_agent_killed_again_and_again_leaves_what_is_wanted", crashes::twenty_kills),
+];
+
+const SOAK: &[(&str, Test)] =
+    &[("an_agent_killed_two_hundred_times_leaves_what_is_wanted", crashes::two_hundred_kills)];
 
 type Test = fn(&Bench);
 
@@ -94,6 +124,26 @@ struct Half {
     allocs: Allocs,
 }
 
+/// What an agent without servers and without a data path runs tasks with.
+fn shell(data: &DataDir, node: NodeId) -> Shell {
+    let mut config = AgentConfig::for_address([127, 0, 0, 1].into());
+    config.data_dir = data.root().to_owned();
+    Shell {
+        node: fingerprint::node(&config, node, Default::default()),
+        data: data.clone(),
+        launcher: Launcher::current(),
+        drivers: vec![Box::new(RawExec { enabled: true })],
+        data_path: Arc::new(HostOnly),
+        drain_grace: Duration::from_millis(100),
+        kill_timeout_max: Duration::from_secs(30),
+        jitter: Jitter::seeded(1),
+        checks: CheckPool::start(),
+        launches: Shell::launches(),
+        files: Sources { routing: watch::channel(None).1, cluster: None, policy: artifact::Policy::default() },
+        rebooted: false,
+    }
+}
+
 impl Bench {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -102,24 +152,15 @@ impl Bench {
     }
 
     fn agent(&self) -> Half {
+        self.agent_with(|_| {})
+    }
+
+    fn agent_with(&self, change: impl FnOnce(&mut Shell)) -> Half {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         let allocs = runtime.block_on(async {
-            let mut config = AgentConfig::for_address([127, 0, 0, 1].into());
-            config.data_dir = self.data.root().to_owned();
             let store = Store::open(&self.data.state_file()).unwrap();
-            let shell = Shell {
-                node: fingerprint::node(&config, NodeId::from_random(self.bits(0)), Default::default()),
-                data: self.data.clone(),
-                launcher: Launcher::current(),
-                drivers: vec![Box::new(RawExec { enabled: true })],
-                data_path: Arc::new(HostOnly),
-                drain_grace: Duration::from_millis(100),
-                kill_timeout_max: Duration::from_secs(30),
-                jitter: Jitter::seeded(1),
-                checks: CheckPool::start(),
-                launches: Shell::launches(),
-                rebooted: false,
-            };
+            let mut shell = shell(&self.data, NodeId::from_random(self.bits(0)));
+            change(&mut shell);
             Allocs::start(shell, store).await.unwrap()
         });
         Half { runtime: Some(runtime), allocs }

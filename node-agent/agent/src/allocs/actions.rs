@@ -11,9 +11,15 @@ use wire::actions::{AllocAction, AllocAnswer, AllocRefusal};
 
 /// A question to one allocation's runner, and where its answer goes.
 pub enum Asked {
-    Action { action: AllocAction, reply: oneshot::Sender<AllocAnswer> },
+    Action {
+        action: AllocAction,
+        reply: oneshot::Sender<AllocAnswer>,
+    },
     /// The only task, or the one named, to run a program in.
-    Handle { task: Option<String>, reply: oneshot::Sender<Result<TaskHandle, AllocRefusal>> },
+    Handle {
+        task: Option<String>,
+        reply: oneshot::Sender<Result<TaskHandle, AllocRefusal>>,
+    },
 }
 
 impl Runner {
@@ -70,7 +76,8 @@ impl Runner {
                     refused.push(format!("task {task}: {}", report(&error)));
                 }
             }
-            let answer = if refused.is_empty() { Ok(Vec::new()) } else { Err(AllocRefusal::failed(refused.join("; "))) };
+            let answer =
+                if refused.is_empty() { Ok(Vec::new()) } else { Err(AllocRefusal::failed(refused.join("; "))) };
             let _ = reply.send(answer);
         });
     }
@@ -121,24 +128,30 @@ impl Runner {
         if let Some(task) = task {
             self.known(task)?;
         }
-        let wanted: Vec<_> = self.handles.iter().filter(|(name, _)| task.is_none_or(|task| task == name.as_str())).collect();
-        let wanted: Vec<(String, TaskHandle)> = wanted.into_iter().map(|(name, handle)| (name.clone(), handle.clone())).collect();
+        let wanted: Vec<_> =
+            self.handles.iter().filter(|(name, _)| task.is_none_or(|task| task == name.as_str())).collect();
+        let wanted: Vec<(String, TaskHandle)> =
+            wanted.into_iter().map(|(name, handle)| (name.clone(), handle.clone())).collect();
         for (name, handle) in wanted {
             // One that is just about to end uses nothing any more.
             let Ok(state) = handle.status().await else { continue };
-            let started_at_ns = if let Phase::Running { started_at_ns, .. } = state.phase { started_at_ns } else { continue };
+            let started_at_ns =
+                if let Phase::Running { started_at_ns, .. } = state.phase { started_at_ns } else { continue };
             let usage = Usage::read(&state.cgroup);
             let at = now();
             let used = self.meters.entry(name.clone()).or_default().percent(at.0, started_at_ns, &usage);
             percent += used;
             total.add(&usage);
             let resources = task_of(self.machine.told(), &name).map(|task| task.resources);
-            tasks.insert(name, json!({
-                "ResourceUsage": usage.to_json(used, self.core_mhz()),
-                "Timestamp": at.0,
-                "Pids": { "Count": usage.pids },
-                "Allowed": resources.map(allowed),
-            }));
+            tasks.insert(
+                name,
+                json!({
+                    "ResourceUsage": usage.to_json(used, self.core_mhz()),
+                    "Timestamp": at.0,
+                    "Pids": { "Count": usage.pids },
+                    "Allowed": resources.map(allowed),
+                }),
+            );
         }
         let body = json!({
             "ResourceUsage": total.to_json(percent, self.core_mhz()),

@@ -4,8 +4,10 @@ use super::Shell;
 use super::machine::Event;
 use super::runner::{report, task_of};
 use crate::datapath::Place;
+use crate::files::{self, Unprepared, Wanted};
 use drivers::{Launch, StartError, TaskHandle};
-use model::Allocation;
+use model::{Allocation, Task};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -52,12 +54,12 @@ impl Job {
         mut canceled: oneshot::Receiver<()>,
         tell: impl Fn(Event) -> T,
     ) -> Result<TaskHandle, Failure> {
-        let permit = tokio::select! {
+        let (env, permit) = tokio::select! {
             biased;
             _ = &mut canceled => return Err(Failure::GivenUp),
             prepared = self.prepare(tell) => prepared?,
         };
-        let launched = self.launch().await;
+        let launched = self.launch(env).await;
         drop(permit);
         launched
     }
@@ -65,20 +67,29 @@ impl Job {
     /// What may take long and may be given up; its end is a place among those that start processes now.
     async fn prepare<T: Future<Output = ()>>(
         &self,
-        _tell: impl Fn(Event) -> T,
-    ) -> Result<tokio::sync::OwnedSemaphorePermit, Failure> {
+        tell: impl Fn(Event) -> T,
+    ) -> Result<(BTreeMap<String, String>, tokio::sync::OwnedSemaphorePermit), Failure> {
+        let task = task_of(&self.told, &self.task);
+        let task = task.ok_or_else(|| Failure::fatal("the job has no such task any more"))?;
+        let wanted = wanted(&self.shell, &self.told, task, &self.place);
+        let note = |(kind, message)| tell(Event::Note { task: self.task.clone(), kind, message });
+        let env = files::prepare(&wanted, &self.shell.files, note).await;
+        let env = env.map_err(|Unprepared { reason, fatal }| Failure::NotStarted { reason, fatal })?;
         let launches = Arc::clone(&self.shell.launches);
-        launches.acquire_owned().await.map_err(|_| Failure::GivenUp)
+        Ok((env, launches.acquire_owned().await.map_err(|_| Failure::GivenUp)?))
     }
 
-    async fn launch(&self) -> Result<TaskHandle, Failure> {
+    /// `env` is what templates add to the task's environment.
+    async fn launch(&self, env: BTreeMap<String, String>) -> Result<TaskHandle, Failure> {
         let Self { shell, told, place, .. } = self;
         let task = task_of(told, &self.task).ok_or_else(|| Failure::fatal("the job has no such task any more"))?;
+        let mut task = task.clone();
+        task.env.extend(env);
         let root = shell.data.alloc(told.id);
         let launch = Launch {
             node: &shell.node,
             alloc: told,
-            task,
+            task: &task,
             root: &root,
             netns: place.netns.clone(),
             address: place.address,
@@ -89,5 +100,16 @@ impl Job {
             driver.ok_or_else(|| Failure::fatal(&format!("this node has no driver {}", task.driver.name())))?;
         let spec = driver.prepare(&launch).map_err(|error| Failure::fatal(&error.to_string()))?;
         Ok(shell.launcher.start(&spec).await?)
+    }
+}
+
+/// What the files of a task are made of.
+pub fn wanted(shell: &Shell, told: &Allocation, task: &Task, place: &Place) -> Wanted {
+    Wanted {
+        node: shell.node.clone(),
+        alloc: told.clone(),
+        task: task.clone(),
+        root: shell.data.alloc(told.id),
+        address: place.address,
     }
 }

@@ -20,6 +20,7 @@ pub async fn clear(shell: &Shell, known: &BTreeSet<AllocId>, living: &BTreeSet<A
     if let Err(reason) = shell.data_path.retain(living.iter().copied().collect()).await {
         lines.push(format!("networks of ended allocations are still there: {reason}"));
     }
+    crate::files::release_ended(&shell.data.allocs(), living);
     lines.extend(crate::driver_set::tidy(&shell.drivers, &shell.node.id.short(), living).await);
     tracing::debug!(known = known.len(), living = living.len(), "looked for what nobody owns");
     lines
@@ -41,7 +42,9 @@ async fn end_orphans(allocs: &Path, living: &BTreeSet<AllocId>) -> Vec<String> {
 
 fn orphans(allocs: &Path, living: &BTreeSet<AllocId>) -> Vec<PathBuf> {
     let kept: BTreeSet<String> = living.iter().map(ToString::to_string).collect();
-    let foreign = children(allocs).into_iter().filter(|dir| dir.file_name().is_some_and(|name| !kept.contains(&*name.to_string_lossy())));
+    let foreign = children(allocs)
+        .into_iter()
+        .filter(|dir| dir.file_name().is_some_and(|name| !kept.contains(&*name.to_string_lossy())));
     let controls = foreign.flat_map(|alloc| children(&alloc)).map(|task| task.join("control"));
     controls.filter(|control| control.is_dir()).collect()
 }
@@ -52,7 +55,10 @@ fn children(dir: &Path) -> Vec<PathBuf> {
 
 /// Whether there was one.
 async fn end(control: &Path) -> Result<bool, String> {
-    let Some(handle) = TaskHandle::adopt(control).await.map_err(|error| report(&error))? else { return Ok(false) };
+    let Some(handle) = TaskHandle::adopt(control).await.map_err(|error| report(&error))? else {
+        // A place that was made for a task, and no task.
+        return std::fs::remove_dir_all(control).map(|()| false).map_err(|error| error.to_string());
+    };
     handle.kill("SIGKILL", Duration::ZERO).await.map_err(|error| report(&error))?;
     handle.forget().await.map_err(|error| report(&error))?;
     Ok(true)

@@ -469,7 +469,10 @@ fn people_restart_tasks_without_using_up_the_policy() {
     script.started("a");
     let state = script.machine.report().task_states["a"].clone();
     assert_eq!((state.restarts, script.machine.memory().restarts["a"].ends), (1, 0));
-    assert_eq!(script.kinds("a")[3..], ["Restart Signaled", "Killing", "Terminated", "Restarting", "Task Setup", "Started"]);
+    assert_eq!(
+        script.kinds("a")[3..],
+        ["Restart Signaled", "Killing", "Terminated", "Restarting", "Task Setup", "Started"]
+    );
     let all = script.machine.request_restart(now, &RestartWish::Running);
     assert_eq!(all, Ok(vec![kill("a"), kill("b")]));
     let unknown = script.machine.request_restart(now, &RestartWish::Task("c".to_owned()));

@@ -27,6 +27,7 @@ use crate::checks::CheckPool;
 use crate::datadir::DataDir;
 use crate::datapath::DataPath;
 use crate::entropy::Jitter;
+use crate::files::Sources;
 use crate::store::{KeptAlloc, Store, StoreError};
 use actions::Asked;
 use drivers::{Driver, Launcher};
@@ -66,6 +67,8 @@ pub struct Shell {
     pub jitter: Jitter,
     pub checks: CheckPool,
     pub launches: Arc<Semaphore>,
+    /// What templates and artifacts are made of.
+    pub files: Sources,
     /// The machine was started anew since this agent ran last: what it ran is gone through no fault of its own.
     pub rebooted: bool,
 }
@@ -74,7 +77,6 @@ impl Shell {
     pub fn launches() -> Arc<Semaphore> {
         Arc::new(Semaphore::new(LAUNCHES_MAX))
     }
-
 
     pub fn driver(&self, name: &str) -> Option<&dyn Driver> {
         self.drivers.iter().find(|driver| driver.name() == name).map(|driver| &**driver)
@@ -242,7 +244,10 @@ impl Manager {
 
     /// Removes what no allocation of this node owns, and says so.
     async fn clear_leaks(&self) {
-        let living = self.entries.iter().filter(|(_, entry)| !entry.held.ended).map(|(id, _)| *id).collect();
+        // One that has ended may still be clearing up behind itself.
+        let lives =
+            |entry: &Entry| !entry.held.ended || entry.runner.as_ref().is_some_and(|runner| !runner.is_closed());
+        let living = self.entries.iter().filter(|(_, entry)| lives(entry)).map(|(id, _)| *id).collect();
         let known = self.entries.keys().copied().collect();
         for line in leaks::clear(&self.shell, &known, &living).await {
             tracing::warn!(line, "removed what no allocation owns");

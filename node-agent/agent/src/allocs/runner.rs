@@ -5,7 +5,7 @@
 
 use super::Shell;
 use super::actions::Asked;
-use super::launch::{Failure, Job};
+use super::launch::{Failure, Job, wanted};
 use super::machine::{Action, Event, Expected, Machine, Memory};
 use super::usage::Meter;
 use crate::checks::{CheckResult, RunningCheck};
@@ -76,6 +76,8 @@ pub fn new(
         doomed: BTreeSet::new(),
         checks: BTreeMap::new(),
         meters: BTreeMap::new(),
+        is_placed: false,
+        templates: BTreeMap::new(),
         reported: None,
         stored: None,
         reports,
@@ -113,6 +115,9 @@ pub(super) struct Runner {
     doomed: BTreeSet<String>,
     pub(super) checks: BTreeMap<String, RunningCheck>,
     pub(super) meters: BTreeMap<String, Meter>,
+    is_placed: bool,
+    /// Those that keep a running task's templates as their data is.
+    templates: BTreeMap<String, AbortHandle>,
     reported: Option<(AllocUpdate, Memory)>,
     /// Comes when the last report is on disk.
     stored: Option<oneshot::Receiver<()>>,
@@ -256,8 +261,8 @@ impl Runner {
 
     async fn adopt(&mut self, task: String, found: Found) {
         if found.lost && self.shell.rebooted {
-            self.apply(Event::Vanished { task: task.clone() }).await;
-            return self.clear_away(&task, found.handle).await;
+            let event = Event::Vanished { task: task.clone() };
+            return self.apply_and_clear(event, &task, Some(found.handle)).await;
         }
         tracing::info!(alloc = %self.machine.told().id, task, "adopted a task that was there");
         self.watch(&task, found.handle);
@@ -280,11 +285,33 @@ impl Runner {
 
     fn watch(&mut self, task: &str, handle: TaskHandle) {
         self.handles.insert(task.to_owned(), handle.clone());
+        self.watch_templates(task, handle.clone());
         let task = task.to_owned();
         self.background(async move {
             let (how, success) = end_of(&handle).await;
             Note::Ended { task, how, success }
         });
+    }
+
+    /// Those adopted wait for the network: what they were rendered with has its address in it.
+    fn watch_templates(&mut self, task: &str, handle: TaskHandle) {
+        if !self.is_placed {
+            return;
+        }
+        let Some(found) = task_of(self.machine.told(), task).filter(|task| !task.templates.is_empty()) else { return };
+        let (wanted, sources) =
+            (wanted(&self.shell, self.machine.told(), found, &self.place), self.shell.files.clone());
+        let (outbox, fraction, name) = (self.outbox.clone(), self.jitter.fraction(), task.to_owned());
+        let watching = self.work.spawn(async move {
+            let tell = |(kind, message)| {
+                let (outbox, task) = (outbox.clone(), name.clone());
+                async move { drop(outbox.send(Note::Event(Event::Note { task, kind, message })).await) }
+            };
+            if let Some(reason) = crate::files::watch(wanted, sources, handle, fraction, tell).await {
+                let _ = outbox.send(Note::Event(Event::RestartTask { task: name, reason })).await;
+            }
+        });
+        self.templates.insert(task.to_owned(), watching);
     }
 
     fn begin_set_up(&mut self) {
@@ -305,6 +332,10 @@ impl Runner {
     async fn on_set_up(&mut self, place: Place) {
         let address = place.address;
         self.place = place;
+        self.is_placed = true;
+        for (task, handle) in self.handles.clone() {
+            self.watch_templates(&task, handle);
+        }
         self.apply(Event::SetUp { address }).await;
     }
 
@@ -361,10 +392,21 @@ impl Runner {
     async fn on_ended(&mut self, task: String, how: String, success: bool) {
         let handle = self.handles.remove(&task);
         self.meters.remove(&task);
-        self.apply(Event::Ended { task: task.clone(), how, success }).await;
-        if let Some(handle) = handle {
-            self.clear_away(&task, handle).await;
+        self.templates.remove(&task).iter().for_each(AbortHandle::abort);
+        let event = Event::Ended { task: task.clone(), how, success };
+        self.apply_and_clear(event, &task, handle).await;
+    }
+
+    /// What follows may start the task again, for which the supervisor that ended has to have left its place.
+    async fn apply_and_clear(&mut self, event: Event, task: &str, ended: Option<TaskHandle>) {
+        tracing::debug!(alloc = %self.machine.told().id, ?event);
+        let jitter = self.jitter.fraction();
+        let actions = self.machine.on_event(now(), jitter, event);
+        self.publish().await;
+        if let Some(ended) = ended {
+            self.clear_away(task, ended).await;
         }
+        self.follow(actions).await;
     }
 
     async fn clear_away(&mut self, task: &str, handle: TaskHandle) {
@@ -399,6 +441,8 @@ impl Runner {
         let id = told.id;
         self.background(async move {
             crate::driver_set::release(&shell.drivers, &told).await;
+            crate::files::release(&shell.data.alloc(id));
+            remove_unused(&shell.data.alloc(id), &told).await;
             sleep(linger).await;
             if let Err(error) = shell.data_path.remove(id).await {
                 tracing::warn!(alloc = %id, error, "the allocation's network could not be removed; the next start tries again");
@@ -464,6 +508,16 @@ async fn find(control: &Path, settled: Option<Timestamp>) -> Result<Option<Found
         Phase::Starting => now(),
     };
     Ok(Some(Found { handle, started_at, lost }))
+}
+
+/// An agent that dies between making a task's place and writing down what is to run there leaves an empty one.
+async fn remove_unused(root: &Path, told: &Allocation) {
+    for task in told.task_group().into_iter().flat_map(|group| &group.tasks) {
+        let control = Directories::under(root, &task.name).control;
+        if control.is_dir() && matches!(TaskHandle::adopt(&control).await, Ok(None)) {
+            let _ = std::fs::remove_dir_all(control);
+        }
+    }
 }
 
 /// The task's own wishes, the driver's custom and the node's limit.

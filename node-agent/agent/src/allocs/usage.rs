@@ -41,7 +41,8 @@ impl Meter {
 
 impl Usage {
     pub fn read(cgroup: &Cgroup) -> Self {
-        let file = |controller: &str, v1: &str| cgroup.v1.get(controller).map(|dir| dir.join(v1)).filter(|file| file.exists());
+        let file =
+            |controller: &str, v1: &str| cgroup.v1.get(controller).map(|dir| dir.join(v1)).filter(|file| file.exists());
         let v2 = |name: &str| cgroup.v2.as_ref().map(|dir| dir.join(name)).filter(|file| file.exists());
         let mut usage = Self::default();
         if let Some(stat) = v2("cpu.stat") {
@@ -155,7 +156,10 @@ mod tests {
     fn v2_files_are_read_and_rates_are_of_the_time_between() {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
-        write("cpu.stat", "usage_usec 1500000\nuser_usec 1000000\nsystem_usec 500000\nnr_throttled 3\nthrottled_usec 20\n");
+        write(
+            "cpu.stat",
+            "usage_usec 1500000\nuser_usec 1000000\nsystem_usec 500000\nnr_throttled 3\nthrottled_usec 20\n",
+        );
         write("memory.current", "4096\n");
         write("memory.stat", "anon 1000\nfile 3000\n");
         write("pids.current", "2\n");

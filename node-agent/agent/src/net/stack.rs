@@ -772,6 +772,7 @@ fn kernel_config(config: &NetConfig) -> Result<kernel::Config, NetError> {
         node_id: config.node_id.to_string(),
         uplink: config.uplink.clone(),
         cgroup_root: cgroup2_root().ok_or(NetError::NoCgroup2)?,
+        sizes: kernel::Sizes::default(),
     })
 }
 
