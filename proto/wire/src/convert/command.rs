@@ -166,11 +166,9 @@ impl ToModel<Command> for Pb {
                 child: optional(command.child, "child")?.map(Box::new),
                 eval: required(command.eval, "eval")?,
             },
-            Pb::MarkStable(command) => Command::MarkStable {
-                job_id: JobId(command.job_id),
-                version: command.version,
-                stable: command.stable,
-            },
+            Pb::MarkStable(command) => {
+                Command::MarkStable { job_id: JobId(command.job_id), version: command.version, stable: command.stable }
+            }
             Pb::RestartJob(command) => {
                 Command::RestartJob { job_id: JobId(command.job_id), eval: required(command.eval, "eval")? }
             }
