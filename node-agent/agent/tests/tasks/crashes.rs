@@ -35,7 +35,9 @@ fn kills(bench: &Bench, kills: u64, allocs: usize) {
     let mut servers =
         Servers { bench, jitter: Jitter::seeded(seed), wanted: BTreeMap::new(), generation: 0, number: 100 };
     let steady: BTreeSet<AllocId> = (0..allocs / 2).map(|_| servers.add()).collect();
-    (allocs / 2..allocs).for_each(|_| drop(servers.add()));
+    for _ in allocs / 2..allocs {
+        servers.add();
+    }
     servers.tell();
     let mut agent = Killed::start(bench);
     for _ in 0..kills {
