@@ -37,6 +37,9 @@ pub struct Options {
     /// Where DNS listens
     #[arg(long, default_value = "127.0.0.1:8600", value_name = "IP:PORT")]
     dns: SocketAddr,
+    /// The engine of the docker driver
+    #[arg(long, value_name = "SOCKET", default_value = "/var/run/docker.sock")]
+    docker_socket: PathBuf,
 }
 
 pub fn run(options: &Options) -> Result<()> {
@@ -70,6 +73,7 @@ async fn run_until_signal(options: &Options) -> Result<()> {
 
 fn agent_config(options: &Options) -> Result<AgentConfig> {
     let address = options.uplink.as_deref().map_or(Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)), address_of)?;
+    let defaults = AgentConfig::for_address(address);
     Ok(AgentConfig {
         data_dir: options.data_dir.join("agent"),
         servers: vec![options.rpc],
@@ -78,7 +82,8 @@ fn agent_config(options: &Options) -> Result<AgentConfig> {
         http_bind: None,
         dns_bind: options.dns,
         raw_exec: true,
-        ..AgentConfig::for_address(address)
+        docker: agent::DockerOptions { socket: options.docker_socket.clone(), ..defaults.docker },
+        ..defaults
     })
 }
 
