@@ -1,5 +1,7 @@
 //! Artifacts from a server on loopback, into a directory that stands for a task's.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test, with helpers outside of its test functions")]
+
 use artifact::{ArtifactError, Placed, Policy, Request, fetch};
 use model::{Artifact, ArtifactMode};
 use std::collections::BTreeMap;
