@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Debian packages, each with what needs it.
-const PACKAGES: [(&str, &str); 18] = [
+const PACKAGES: [(&str, &str); 21] = [
     ("rustc-web", "compiles the kernel programs: rustup's toolchain has no core for bpfel-unknown-none"),
     ("libstd-rust-web-dev-bpf", "that core"),
     ("llvm-22-dev", "bpf-linker links with the LLVM of that compiler"),
@@ -25,6 +25,9 @@ const PACKAGES: [(&str, &str); 18] = [
     ("nginx-light", "the web server that the demo's job runs"),
     ("busybox-static", "the web server of examples/web.nomad.hcl"),
     ("curl", "the demo's client"),
+    ("docker.io", "the engine that the docker driver's tests start"),
+    ("openjdk-17-jdk-headless", "the compiler and runtime of the java driver's tests"),
+    ("git", "artifacts that are repositories"),
 ];
 
 /// `dig` for the demo; its package has had several names.

@@ -7,9 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Crates that decide: values in, values out.
-const PURE: [&str; 11] = [
-    "model", "abi", "packet", "broker", "jobspec", "catalog", "liveness", "scheduler", "dataplane", "dns", "template",
-];
+const PURE: [&str; 11] =
+    ["model", "abi", "packet", "broker", "jobspec", "catalog", "liveness", "scheduler", "dataplane", "dns", "template"];
 
 /// What a pure crate may not reach by any path of normal dependencies: runtimes, the kernel, sockets, logs.
 const IMPURE: [&str; 9] =

@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn the_disconnected_are_probed_and_probe_nobody() {
-        let status = |n: usize| if n % 3 == 0 { NodeStatus::Ready } else { NodeStatus::Disconnected };
+        let status = |n: usize| if n.is_multiple_of(3) { NodeStatus::Ready } else { NodeStatus::Disconnected };
         let nodes: Vec<_> = ids(60).into_iter().enumerate().map(|(n, id)| (id, status(n))).collect();
         let ring = Ring::new(nodes.clone());
         for (id, _) in &nodes {

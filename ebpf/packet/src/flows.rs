@@ -96,7 +96,7 @@ pub fn spare(bucket: &FlowBucket, now: u32) -> usize {
         way += 1;
     }
     let none = is_zero((best >> 2) as u64);
-    (best & 3) as usize * (none ^ 1) | none * NONE
+    ((best & 3) as usize * (none ^ 1)) | (none * NONE)
 }
 
 /// How readily a flow gives way to another one; zero: not at all. Free places first, then ended flows, then those that nobody
@@ -111,7 +111,7 @@ pub const fn rank(stamp: Stamp, now: u32) -> u32 {
     let class =
         free << 3 | (closed & !free) << 2 | (unconfirmed & !free) << 1 | over(idle, idle_max(state)) & !unconfirmed;
     let gives = (class | class >> 1 | class >> 2 | class >> 3) & 1;
-    class << 24 | idle * gives
+    (class << 24) | (idle * gives)
 }
 
 /// One bit of the state, as a number.
@@ -175,7 +175,7 @@ pub const fn replied(state: u8, l4: &Transport) -> u8 {
 #[inline(always)]
 const fn ending(l4: &Transport, fin: u8) -> u8 {
     const { assert!(TCP_FIN == 1 && TCP_RST == FLOW_RST && TCP_SYN == 2 && TCP_ACK == 16) };
-    (l4.flags & TCP_FIN) * fin | l4.flags & TCP_RST
+    ((l4.flags & TCP_FIN) * fin) | (l4.flags & TCP_RST)
 }
 
 /// The place of the entry's line that the choice of a flow that has none may take: a free one, one that nobody confirmed, one
@@ -191,7 +191,7 @@ pub fn spare_way(ways: &[Way; WAYS], now: u32) -> Option<usize> {
         let unconfirmed = bit(state, FLOW_CONFIRMED) ^ 1;
         let class = free << 2 | unconfirmed << 1 | over(idle, ENTRY_IDLE);
         let taken = class >> 2 | class >> 1 | class;
-        best = larger(best, class << 26 | (idle & 0x00ff_ffff) * (taken & 1) << 2 | way as u32);
+        best = larger(best, (class << 26) | (((idle & 0x00ff_ffff) * (taken & 1)) << 2) | way as u32);
         way += 1;
     }
     (best >> 2 != 0).then_some((best & 3) as usize)

@@ -10,7 +10,7 @@ use crate::sessions::new_eval;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
 use bytes::Bytes;
 use model::{Allocation, Check, CheckState, Command, EvalTrigger, Health, Service, Table};
 use serde::Deserialize;

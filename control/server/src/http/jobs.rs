@@ -252,7 +252,6 @@ fn job_summary(catalog: &Catalog, job: &Job) -> nomad::JobSummary {
         children: super::made::children(catalog, &job.id),
         create_index: indices.map_or(0, |indices| indices.created.0),
         modify_index: indices.map_or(0, |indices| indices.modified.0),
-        ..Default::default()
     }
 }
 

@@ -8,7 +8,8 @@ pub fn prometheus(report: &RouteReport) -> String {
     let mut page = Page::default();
     let backends =
         || report.services.iter().flat_map(|service| service.backends.iter().map(|one| (&*service.name, one)));
-    let per_backend: [(&str, &str, fn(&RouteBackend) -> u64); 3] = [
+    type Counter = fn(&RouteBackend) -> u64;
+    let per_backend: [(&str, &str, Counter); 3] = [
         ("packets_total", "Packets that this node sent to a backend.", |backend| backend.packets),
         ("bytes_total", "Bytes of IP packets that this node sent to a backend.", |backend| backend.bytes),
         ("new_flows_total", "Flows that this node gave to a backend.", |backend| backend.flows),
@@ -51,14 +52,14 @@ struct Page {
 impl Page {
     fn family(&mut self, name: &str, kind: &str, help: &str) {
         // Writing to a string cannot fail.
-        drop(writeln!(self.text, "# HELP meshctl_route_{name} {help}\n# TYPE meshctl_route_{name} {kind}"));
+        let _ = writeln!(self.text, "# HELP meshctl_route_{name} {help}\n# TYPE meshctl_route_{name} {kind}");
     }
 
     fn line<V: AsRef<str>>(&mut self, name: &str, labels: &[(&str, V)], value: f64) {
         let labels: Vec<String> =
             labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escaped(value.as_ref()))).collect();
         let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
-        drop(writeln!(self.text, "meshctl_route_{name}{labels} {value}"));
+        let _ = writeln!(self.text, "meshctl_route_{name}{labels} {value}");
     }
 
     fn reasons(&mut self, report: &RouteReport) {

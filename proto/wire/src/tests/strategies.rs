@@ -534,7 +534,7 @@ fn variable_change() -> impl Strategy<Value = VariableChange> {
 
 fn autopilot(numbers: [u64; 6]) -> Autopilot {
     Autopilot {
-        cleanup_dead_servers: numbers[0] % 2 == 0,
+        cleanup_dead_servers: numbers[0].is_multiple_of(2),
         last_contact_ms_max: numbers[0],
         trailing_logs_max: numbers[1],
         quorum_min: numbers[2] as u32,
