@@ -261,6 +261,9 @@ pub struct AgentOptions {
     /// Let containers be privileged and have devices and namespaces of this node
     #[arg(long)]
     docker_allow_privileged: bool,
+    /// A directory of this node that artifacts may be copied from; may be repeated
+    #[arg(long = "artifact-dir", value_name = "DIR")]
+    artifact_dirs: Vec<PathBuf>,
     /// Allow the raw_exec driver, which isolates nothing
     #[arg(long)]
     raw_exec: bool,
@@ -287,6 +290,7 @@ impl AgentOptions {
             raw_exec: self.raw_exec,
             docker: engine(defaults.docker, self.docker_socket),
             podman: engine(defaults.podman, self.podman_socket),
+            artifact_dirs: self.artifact_dirs,
             ..defaults
         })
     }

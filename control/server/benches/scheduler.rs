@@ -127,7 +127,7 @@ impl Cluster {
             match eval["Status"].as_str().unwrap() {
                 "pending" => tokio::time::sleep(Duration::from_millis(2)).await,
                 "complete" | "canceled" => return began.elapsed(),
-                other => panic!("the evaluation is {other}: {eval}"),
+                other => unreachable!("the evaluation is {other}: {eval}"),
             }
         }
     }

@@ -507,9 +507,8 @@ impl Reader<'_> {
         for cap in self.texts("cap_add").into_iter().map(name) {
             let known = CAPABILITIES.contains(&cap.as_str()) || self.options.allow_capabilities.contains(&cap);
             if !known && !self.options.allow_privileged {
-                let problem = format!(
-                    "{cap} is not allowed here; add it to allow_caps of the driver in the agent's configuration"
-                );
+                let problem =
+                    format!("{cap} is not allowed here; an agent started with --docker-allow-privileged allows it");
                 return Err(self.wrong("cap_add", &problem));
             }
             set.insert(cap);

@@ -194,8 +194,7 @@ fn capabilities(
             return Err(wrong("cap_add", format!("{cap} is no capability")));
         }
         if !defaults.contains(&cap) && !allowed.contains(&cap) {
-            let problem =
-                format!("{cap} is not allowed here; add it to allow_caps of the driver in the agent's configuration");
+            let problem = format!("{cap} is more than a task of this driver may have; leave it out");
             return Err(wrong("cap_add", problem));
         }
         set.insert(cap);

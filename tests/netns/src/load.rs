@@ -26,7 +26,8 @@ pub struct Load {
 pub struct Tally {
     pub requests: u64,
     pub failures: u64,
-    /// Kept connections that ended under a request.
+    /// Kept connections that were gone when the next request was to go over them. The request is then sent once more over
+    /// a new one, as every HTTP client does (RFC 9112 section 9.3.1), and counts as failed if that fails too.
     pub connections_lost: u64,
     /// The longest time during which no request was answered.
     pub longest_gap: Duration,
@@ -84,10 +85,9 @@ impl Tally {
         self.last_success = Some(Instant::now());
     }
 
-    fn failed(&mut self, error: String, kept: bool) {
+    fn failed(&mut self, error: String) {
         self.requests += 1;
         self.failures += 1;
-        self.connections_lost += u64::from(kept);
         self.first_error.get_or_insert(error);
     }
 
@@ -125,13 +125,18 @@ impl Worker {
 
     fn request(&self, connection: &mut Option<Connection>) {
         let had_connection = connection.is_some();
-        let result = self.exchange(connection);
+        let mut result = self.exchange(connection);
+        if result.is_err() && had_connection {
+            lock(&self.tally).connections_lost += 1;
+            *connection = None;
+            result = self.exchange(connection);
+        }
         if result.is_err() || !self.kept {
             *connection = None;
         }
         match result {
             Ok(()) => lock(&self.tally).succeeded(),
-            Err(error) => lock(&self.tally).failed(format!("{error:#}"), had_connection),
+            Err(error) => lock(&self.tally).failed(format!("{error:#}")),
         }
     }
 

@@ -38,13 +38,10 @@ fn agent_words<'a>(data_dir: &'a str, pin_root: &'a str, name: &'a str, token: &
 fn job_file_is_refused_whole_with_every_place() -> Result<()> {
     let mut cluster = small()?;
     let file = cluster.lab.dir().join("wrong.nomad.hcl");
-    let source = "job \"a\" {\n  group \"g\" {\n    cuont = 2\n    reschedule { attempts = 1 }\n    task \"t\" {\n      driver = \"docker\"\n    }\n  }\n}\n";
+    let source = "job \"a\" {\n  group \"g\" {\n    cuont = 2\n    scaling { max = 2 }\n    task \"t\" {\n      driver = \"qemu\"\n    }\n  }\n}\n";
     std::fs::write(&file, source)?;
     let said = refusal(&cluster.servers[0].machine, &["job", "run", &file.to_string_lossy()])?;
-    expect(
-        &said,
-        &["wrong.nomad.hcl:3:5", "count", "wrong.nomad.hcl:4:5", "`reschedule`", "wrong.nomad.hcl:6:", "docker"],
-    )?;
+    expect(&said, &["wrong.nomad.hcl:3:5", "count", "wrong.nomad.hcl:4:5", "`scaling`", "wrong.nomad.hcl:6:", "qemu"])?;
     let jobs = cluster.meshctl(&["job", "status"])?;
     ensure!(jobs.contains("No running jobs"), "something was registered:\n{jobs}");
     cluster.lab.passed();
