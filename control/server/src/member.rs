@@ -24,6 +24,8 @@ const PROPOSE_FOR: Duration = Duration::from_secs(10);
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(8);
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 const READ_FOR: Duration = Duration::from_secs(5);
+/// How long an acknowledged write may take to get here.
+const HOLD_FOR: Duration = Duration::from_secs(1);
 
 pub(crate) struct Member {
     pub id: ServerId,
@@ -104,7 +106,11 @@ impl Member {
         loop {
             let missed = match self.try_propose(&bytes).await {
                 Ok(Err(refusal)) if uncertain => return self.settle_repeat(&envelope.command, refusal).await,
-                Ok(outcome) => return outcome.map_err(ProposeError::Refused),
+                Ok(outcome) => {
+                    let applied = outcome.map_err(ProposeError::Refused)?;
+                    self.hold(applied.index).await;
+                    return Ok(applied);
+                }
                 Err(missed) => missed,
             };
             match missed {
@@ -147,6 +153,15 @@ impl Member {
             }
         }
         Err(ReadUnavailable)
+    }
+
+    /// Waits until what a command did can be read here: a follower lags behind the leader that it asked.
+    async fn hold(&self, index: Index) {
+        let mut catalog = self.catalog.clone();
+        let held = catalog.wait_for(|catalog| catalog.index() >= index);
+        if tokio::time::timeout(HOLD_FOR, held).await.is_err() {
+            tracing::debug!(index = index.0, "an acknowledged write is not here yet");
+        }
     }
 
     pub fn snapshot(&self) -> Catalog {

@@ -205,7 +205,11 @@ impl Server {
         let Member { id, name, rpc_address, .. } = &*self.member;
         let record = ServerRecord { id: *id, name: name.clone(), rpc_address: *rpc_address };
         self.member.propose(Command::UpsertServer(record)).await?;
-        Ok(disk.forget_founding()?)
+        // Nobody else is there to speak an older level.
+        match self.member.propose(Command::SetFeatureLevel { level: model::FEATURE_LEVEL }).await {
+            Ok(_) | Err(ProposeError::Refused(_)) => Ok(disk.forget_founding()?),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

@@ -270,10 +270,19 @@ impl Lock {
     }
 }
 
-/// A file name of its own for each image name.
+/// A file name of its own for each image name; engines take no names that are too long for one.
 fn safe(name: &str) -> String {
+    const LENGTH_MAX: usize = 240;
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-');
-    name.chars().map(|c| if plain(c) { c.to_string() } else { format!("_{:x}_", u32::from(c)) }).take(200).collect()
+    let mut file = String::new();
+    for c in name.chars() {
+        let part = if plain(c) { c.to_string() } else { format!("_{:x}_", u32::from(c)) };
+        if file.len() + part.len() > LENGTH_MAX {
+            break;
+        }
+        file.push_str(&part);
+    }
+    file
 }
 
 fn record_path(dir: &Path, name: &str) -> PathBuf {
