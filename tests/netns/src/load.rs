@@ -4,6 +4,8 @@
 use crate::http::Connection;
 use crate::machine::Machine;
 use anyhow::Result;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -46,7 +48,10 @@ impl Load {
             let (stop, tally) = (Arc::clone(&stop), Arc::clone(&tally));
             let first = pause * number / (KEPT_THREADS + FRESH_THREADS);
             let worker = Worker { target, pause, kept: number < KEPT_THREADS, stop, tally };
-            threads.push(machine.enter(move || worker.run(first))?);
+            threads.push(machine.enter(move || {
+                stay_on_one_cpu(number);
+                worker.run(first);
+            })?);
         }
         Ok(Load { stop, threads, tally })
     }
@@ -101,6 +106,16 @@ impl Tally {
 
 fn lock(tally: &Mutex<Tally>) -> std::sync::MutexGuard<'_, Tally> {
     tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// A network card hands all packets of a connection to one CPU, and the entry remembers per CPU. In a lab it is the sender's
+/// CPU, so that a sender that wanders would look like a card that is set up anew all the time.
+fn stay_on_one_cpu(number: u32) {
+    let count = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let mut cpus = CpuSet::new();
+    if cpus.set(number as usize % count).is_ok() {
+        sched_setaffinity(Pid::from_raw(0), &cpus).ok();
+    }
 }
 
 struct Worker {
