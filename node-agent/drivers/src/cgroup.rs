@@ -101,7 +101,7 @@ impl Hierarchies {
         }
     }
 
-    /// From the text of /proc/<pid>/cgroup: `number:controllers:path`, v2 with number 0 and no controllers.
+    /// From the text of `/proc/PID/cgroup`: `number:controllers:path`, v2 with number 0 and no controllers.
     fn parse_membership(&self, text: &str) -> Cgroup {
         let mut found = Cgroup::default();
         for line in text.lines() {

@@ -33,7 +33,7 @@ pub struct List {
 pub struct Map {
     entries: BTreeMap<String, Value>,
     depth: u16,
-    /// Of strings only: a key that is not there is the empty string, as with Go's map[string]string.
+    /// Of strings only: a key that is not there is the empty string, as with Go's `map[string]string`.
     texts: bool,
 }
 

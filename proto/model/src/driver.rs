@@ -9,7 +9,7 @@ pub enum TaskDriver {
     Exec(ExecConfig),
     /// A plain process in a cgroup of its own.
     RawExec(ExecConfig),
-    /// A driver whose `config` is kept as written and checked against its [`schema`].
+    /// A driver whose `config` is kept as written and checked against its [`Plugin::schema`].
     Plugin(PluginConfig),
 }
 
