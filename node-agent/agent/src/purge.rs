@@ -10,6 +10,7 @@ use crate::store::{Store, StoreError};
 use drivers::TaskHandle;
 use identity::Credentials;
 use model::NodeId;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -112,6 +113,7 @@ fn forget(data: &DataDir) -> io::Result<()> {
     if let Ok(store) = Store::open_existing(&data.state_file()) {
         store.forget_all().map_err(io::Error::other)?;
     }
+    crate::files::release_ended(&data.allocs(), &BTreeSet::new());
     match fs::remove_dir_all(data.allocs()) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         outcome => outcome,
