@@ -1,4 +1,5 @@
-//! The entry's choice of a backend, and its memory of it: client -> backend, nothing else, per CPU.
+//! The entry's choice of a backend, and its memory of it: client -> backend, nothing else, per CPU. Only who knows nothing asks
+//! the other CPUs.
 
 use abi::{
     BACKEND_DOWN, BACKEND_DRAINING, Backend, Be16, Bucket, FLOW_CONFIRMED, FLOW_USED, Parked, Reason, RingHead, Stamp,
@@ -71,8 +72,23 @@ pub fn choose(vip: &VipValue, ip: &Ipv4, l4: &Transport) -> Result<Choice, Reaso
             return Ok(Choice { id: held.backend as u32, backend, hash, opens: false, port, bucket: index, key });
         }
         if l4.is_tcp() {
+            let id = elsewhere(hash.bucket(), key);
+            if id != NOWHERE
+                && let Some(backend) = BACKENDS.get(id)
+            {
+                if is_gone(backend) {
+                    return Err(Reason::BackendDown);
+                }
+                if let Some(bucket) = bucket {
+                    let stamp = Stamp::new(now, FLOW_USED | FLOW_CONFIRMED).word();
+                    remember(bucket, Way { key, backend: id as u16, port: Be16::default(), stamp });
+                }
+                return Ok(Choice { id, backend, hash, opens: false, port: Be16::default(), bucket: index, key });
+            }
             count::reason(Reason::EntryMiss);
         }
+    } else {
+        forget_elsewhere(hash.bucket(), key);
     }
     let (id, backend) = from_ring(vip.ring, hash.slot())?;
     if let Some(bucket) = bucket {
@@ -102,6 +118,64 @@ pub fn from_ring(ring: u32, hash: u32) -> Result<(u32, &'static Backend), Reason
         return Err(Reason::BackendDown);
     }
     Ok((id, backend))
+}
+
+/// CPUs whose memories are asked.
+const CPUS_MAX: u32 = 64;
+const NOWHERE: u32 = u32::MAX;
+
+/// The backend that another CPU remembers for a connection. A card may hand on a connection's packets to another CPU, and the
+/// ring may have changed since it was opened.
+#[inline(always)]
+fn elsewhere(hash: u32, key: u64) -> u32 {
+    // SAFETY: a static of this object, read as the loader left it.
+    let bits = unsafe { core::ptr::read_volatile(&raw const ENTRY_BITS) } & 31;
+    let slot = hash & ((1 << bits) - 1);
+    let mut cpu = 0;
+    while cpu < CPUS_MAX {
+        let Some(bucket) = ENTRY_FLOWS.get_ptr_mut(cpu << bits | slot) else { return NOWHERE };
+        let mut way = 0;
+        while way < 4 {
+            // SAFETY: a checked lookup. Its owner may write meanwhile: what was read counts if the key is the same after it.
+            let (before, backend, after) = unsafe {
+                let way = &raw const (*bucket).ways[way];
+                let before = (&raw const (*way).key).read_volatile();
+                let backend = (&raw const (*way).backend).read_volatile();
+                (before, backend, (&raw const (*way).key).read_volatile())
+            };
+            if before == key && after == key {
+                return backend as u32;
+            }
+            way += 1;
+        }
+        cpu += 1;
+    }
+    NOWHERE
+}
+
+/// What any CPU remembers of an older connection with the same ports is nothing that a packet of the new one may meet there.
+#[inline(always)]
+fn forget_elsewhere(hash: u32, key: u64) {
+    // SAFETY: a static of this object, read as the loader left it.
+    let bits = unsafe { core::ptr::read_volatile(&raw const ENTRY_BITS) } & 31;
+    let slot = hash & ((1 << bits) - 1);
+    let mut cpu = 0;
+    while cpu < CPUS_MAX {
+        let Some(bucket) = ENTRY_FLOWS.get_ptr_mut(cpu << bits | slot) else { return };
+        let mut way = 0;
+        while way < 4 {
+            // SAFETY: a checked lookup. A free way is one without key and stamp, whoever writes it.
+            unsafe {
+                let way = &raw mut (*bucket).ways[way];
+                if (&raw const (*way).key).read_volatile() == key {
+                    (&raw mut (*way).key).write_volatile(0);
+                    (&raw mut (*way).stamp).write_volatile(0);
+                }
+            }
+            way += 1;
+        }
+        cpu += 1;
+    }
 }
 
 #[inline(always)]
